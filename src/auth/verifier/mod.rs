@@ -1,0 +1,121 @@
+//! From the `Authorization` header's token to a [`Principal`], or to a reason that helps the honest.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use secrecy::SecretString;
+
+use super::Principal;
+use super::claims::Claims;
+use super::hs256::SharedSecret;
+use crate::error::{Code, Error};
+use crate::id::UserId;
+
+/// The longest token in bytes. Supabase's have about one KiB; custom claims may make them longer.
+const TOKEN_LEN_MAX: usize = 16 << 10;
+
+/// Whose tokens are accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Issuers {
+    /// Everybody's that the key verifies: `dev` only.
+    Any,
+    /// These, to the letter.
+    Only(Vec<String>),
+}
+
+impl Issuers {
+    pub(super) fn accept(&self, issuer: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(issuers) => issuers.iter().any(|known| known == issuer),
+        }
+    }
+}
+
+/// Tells callers by their tokens. An algorithm is bound to the family of the key it is checked with.
+#[derive(Debug)]
+pub struct Verifier {
+    shared_secret: Option<DecodingKey>,
+    issuers: Issuers,
+}
+
+impl Verifier {
+    /// A verifier for tokens signed with `shared_secret`, if there is one, by `issuers`.
+    #[must_use]
+    pub fn new(shared_secret: Option<&SharedSecret>, issuers: Issuers) -> Self {
+        Self { shared_secret: shared_secret.map(SharedSecret::decoding_key), issuers }
+    }
+
+    /// The caller that `token` stands for at `now`.
+    ///
+    /// # Errors
+    /// `InvalidToken`, with a sentence that says why.
+    pub fn verify(&self, token: &str, now: Timestamp) -> Result<Principal, Error> {
+        if token.len() > TOKEN_LEN_MAX {
+            return Err(invalid("The access token is longer than any that Supabase signs."));
+        }
+        let claims = self.decode(token)?;
+        let (user, expires_at) =
+            claims.accept(&self.issuers, now).map_err(|reason| invalid(reason.to_string()))?;
+        Ok(Principal {
+            user: UserId(user),
+            is_anonymous: claims.is_anonymous,
+            expires_at,
+            token: Arc::new(SecretString::from(token)),
+        })
+    }
+
+    fn decode(&self, token: &str) -> Result<Claims, Error> {
+        refuse_critical_extensions(token)?;
+        let header = jsonwebtoken::decode_header(token).map_err(|_| no_token())?;
+        let (Algorithm::HS256, Some(key)) = (header.alg, &self.shared_secret) else {
+            return Err(invalid(
+                "The access token is signed in a way that this relay does not accept.",
+            ));
+        };
+        let mut validation = Validation::new(Algorithm::HS256);
+        // Times, audience and issuer are checked in `claims.rs`, where what is absent is refused too.
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        let decoded = jsonwebtoken::decode::<Claims>(token, key, &validation);
+        decoded.map(|token| token.claims).map_err(|error| match error.kind() {
+            ErrorKind::InvalidSignature => {
+                invalid("The access token's signature is wrong. It is forged, damaged, or another project's.")
+            }
+            _ => invalid("The access token lacks a claim that Supabase Auth sets, or has one of the wrong type.")
+                .with_detail(error),
+        })
+    }
+}
+
+/// RFC 7515, section 4.1.11: an extension that is critical and not understood makes a token invalid, and the relay
+/// understands none. `jsonwebtoken` ignores the field.
+fn refuse_critical_extensions(token: &str) -> Result<(), Error> {
+    let header = token.split('.').next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let header: Option<serde_json::Map<String, serde_json::Value>> =
+        header.and_then(|json| serde_json::from_slice(&json).ok());
+    if header.ok_or_else(no_token)?.contains_key("crit") {
+        return Err(invalid(
+            "The access token has critical header extensions, which this relay does not know.",
+        ));
+    }
+    Ok(())
+}
+
+fn no_token() -> Error {
+    invalid(
+        "That is no access token. Send the session's `access_token`, not an API key of the project.",
+    )
+}
+
+fn invalid(reason: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(Code::InvalidToken, reason)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! The command line: what can be started, and how it ends.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use uuid::Uuid;
+
+use crate::app::Relay;
+use crate::config::{Config, Mode, parse_duration};
+use crate::lifecycle::Signals;
+use crate::{clock, dev, http, telemetry};
+
+/// Streams a language model's answers to a story app, and saves each of them exactly once.
+///
+/// Settings are environment variables; the README lists them.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run on this machine, with nothing to set up: prints what to paste next
+    Dev,
+    /// Run for users
+    Serve,
+    /// Print an access token signed with the configured secret (or with that of `dev`)
+    Token(TokenArgs),
+}
+
+#[derive(Debug, Args)]
+struct TokenArgs {
+    /// The user that the token speaks for
+    #[arg(long, default_value_t = dev::USER)]
+    user: Uuid,
+    /// How long it is valid
+    #[arg(long, default_value = "1h", value_parser = parse_duration)]
+    expires: Duration,
+    /// Speak for a user who signed in anonymously
+    #[arg(long)]
+    anonymous: bool,
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs what `cli` asks for. `lookup` reads the environment. What went wrong is told on standard error.
+#[must_use]
+pub fn run(cli: &Cli, lookup: impl Fn(&str) -> Option<String>) -> ExitCode {
+    let done = match &cli.command {
+        Command::Dev => serve(Mode::Dev, lookup),
+        Command::Serve => serve(Mode::Serve, lookup),
+        Command::Token(args) => print_token(args, lookup),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // If standard error is gone there is nobody left to tell.
+            let _written = writeln!(std::io::stderr(), "storytellr-relay: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_token(args: &TokenArgs, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
+    // The rules of `dev`, because a token is asked for beside a running relay, with the same settings or none.
+    let mut config = Config::from_env(Mode::Dev, lookup)?;
+    let secret = dev::ensure_secret(&mut config)?;
+    let token =
+        dev::token(&config, &secret, args.user, args.anonymous, (clock::now(), args.expires))?;
+    writeln!(std::io::stdout(), "{token}")?;
+    Ok(())
+}
+
+fn serve(mode: Mode, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
+    telemetry::start(lookup("RELAY_LOG").as_deref())
+        .map_err(|error| format!("RELAY_LOG cannot be read: {error}"))?;
+    let config = Config::from_env(mode, lookup)?;
+    // Each stream needs two sockets, and the usual soft limit of 1,024 files is soon reached.
+    let files = rlimit::increase_nofile_limit(u64::MAX)?;
+    info!(files, "limit of open files");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve_until_signal(config))
+}
+
+async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
+    let mut signals = Signals::listen()?;
+    let dev_secret =
+        if config.mode == Mode::Dev { Some(dev::ensure_secret(&mut config)?) } else { None };
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+        format!("cannot listen on {}: {error}. Set RELAY_LISTEN to another address.", config.listen)
+    })?;
+    let address = listener.local_addr()?;
+    let welcome = dev_secret
+        .map(|secret| dev::welcome(&config, &secret, address, clock::now()))
+        .transpose()?;
+
+    let relay = Relay::build(config).await?;
+    info!(addr = %address, durable = relay.is_durable, "listening");
+    if let Some(welcome) = welcome {
+        std::io::stdout().write_all(welcome.as_bytes())?;
+    }
+
+    let closing = CancellationToken::new();
+    let until_signal = async {
+        signals.next().await;
+        // New connections are taken until the end: readers come back to running streams by them.
+        relay.tasks.shut_down(relay.times.drain, signals.next()).await;
+        closing.cancel();
+    };
+    tokio::join!(
+        http::listener::serve(listener, http::router(Arc::clone(&relay)), closing.clone()),
+        until_signal
+    );
+    info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! Settings: read once from the environment, into types that cannot be wrong.
+//!
+//! [`Config::from_env`] takes a lookup and not the environment, so tests need no process of their own. Every fault is
+//! found before any is reported, because fixing settings one restart at a time is how evenings are lost.
+
+mod parse;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+
+use crate::auth::{Issuers, SECRET_LEN_MIN, SharedSecret};
+use crate::limits::Rate;
+use crate::provider::{Added, UpstreamAllow, key_variable, known_names};
+
+pub use parse::Origins;
+use parse::Reader;
+
+/// What the relay is started as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// On a developer's machine: nothing has to be set.
+    Dev,
+    /// For users.
+    Serve,
+}
+
+/// All settings.
+#[derive(Debug)]
+pub struct Config {
+    /// What the relay is started as.
+    pub mode: Mode,
+    /// Where it listens. `RELAY_LISTEN`.
+    pub listen: SocketAddr,
+    /// Where it keeps what must survive it. `RELAY_DATA`.
+    pub data: Data,
+    /// Where stories are. `RELAY_DATABASE_URL`.
+    pub database: Database,
+    /// Who signs access tokens. `SUPABASE_JWT_SECRET`, `RELAY_JWT_ISSUERS`, `SUPABASE_URL`.
+    pub auth: Auth,
+    /// Which web pages may call. `RELAY_CORS_ORIGINS`.
+    pub origins: Origins,
+    /// The operator's own providers. `RELAY_PROVIDERS`.
+    pub providers: Vec<Added>,
+    /// The operator's keys, by provider. `<PROVIDER>_API_KEY`.
+    pub provider_keys: Vec<(String, SecretString)>,
+    /// What `custom` addresses may reach. `RELAY_UPSTREAM_ALLOW`.
+    pub upstream_allow: UpstreamAllow,
+    /// Requests of one user. `RELAY_RATE_LIMIT`.
+    pub rate_limit: Rate,
+    /// Generations of one user at once. `RELAY_MAX_STREAMS_PER_USER`.
+    pub max_streams_per_user: usize,
+    /// How long things may take.
+    pub times: Times,
+}
+
+/// Where the relay keeps what must survive it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// In this folder.
+    Folder(PathBuf),
+    /// Nowhere: all is gone with the process.
+    Memory,
+}
+
+/// Where stories are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Database {
+    /// In this SQLite file.
+    Sqlite(PathBuf),
+    /// In memory.
+    Memory,
+}
+
+/// Who signs access tokens.
+#[derive(Debug)]
+pub struct Auth {
+    /// The shared secret, if it is set; `dev` makes one in its data folder otherwise.
+    pub shared_secret: Option<SharedSecret>,
+    /// Whose tokens are accepted.
+    pub issuers: Issuers,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Until the provider's first token. `RELAY_FIRST_TOKEN_TIMEOUT`.
+    pub first_token: Duration,
+    /// Between two tokens. `RELAY_IDLE_TIMEOUT`.
+    pub idle: Duration,
+    /// A whole generation. `RELAY_GENERATION_TIMEOUT`.
+    pub generation: Duration,
+    /// How long a generation runs with nobody following. `RELAY_DETACHED_GRACE`.
+    pub detached_grace: Duration,
+    /// What running generations get after SIGTERM. `RELAY_DRAIN`.
+    pub drain: Duration,
+}
+
+/// What a generation may need beyond its own time to be saved, before its variant is read as interrupted.
+const SAVING_TIME: Duration = Duration::from_secs(60);
+
+impl Times {
+    /// When a generation that begins at `now` must have been saved.
+    #[must_use]
+    pub fn expiry(&self, now: Timestamp) -> Timestamp {
+        now.saturating_add(self.generation + SAVING_TIME).unwrap_or(Timestamp::MAX)
+    }
+}
+
+/// Settings that are wrong, all of them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Faults(Vec<String>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "These settings are wrong:")?;
+        self.0.iter().try_for_each(|fault| writeln!(f, "  - {fault}"))
+    }
+}
+
+impl std::error::Error for Faults {}
+
+impl Config {
+    /// Reads all settings.
+    ///
+    /// # Errors
+    /// Every setting that is wrong or missing.
+    pub fn from_env(mode: Mode, lookup: impl Fn(&str) -> Option<String>) -> Result<Self, Faults> {
+        let mut reader = Reader::new(&lookup);
+        reader.refuse_unbuilt();
+        let data = reader.data();
+        let database = reader.database(&data);
+        let providers = reader.providers();
+        let config = Self {
+            mode,
+            listen: reader.parsed(
+                "RELAY_LISTEN",
+                default_listen(mode),
+                "an address like 127.0.0.1:8080",
+            ),
+            auth: auth(mode, &mut reader),
+            origins: reader.origins(mode),
+            provider_keys: provider_keys(&providers, &lookup),
+            providers,
+            upstream_allow: reader.upstream_allow(),
+            rate_limit: reader
+                .rate("RELAY_RATE_LIMIT", Rate { requests: 60, window: Duration::from_secs(60) }),
+            max_streams_per_user: reader.at_least_one("RELAY_MAX_STREAMS_PER_USER", 4),
+            times: times(&mut reader),
+            data,
+            database,
+        };
+        if reader.faults.is_empty() { Ok(config) } else { Err(Faults(reader.faults)) }
+    }
+}
+
+fn default_listen(mode: Mode) -> SocketAddr {
+    match mode {
+        Mode::Dev => SocketAddr::from(([127, 0, 0, 1], 8080)),
+        Mode::Serve => SocketAddr::from(([0, 0, 0, 0], 8080)),
+    }
+}
+
+fn times(reader: &mut Reader<'_>) -> Times {
+    let mut time = |name, default| reader.duration(name, Duration::from_secs(default));
+    Times {
+        first_token: time("RELAY_FIRST_TOKEN_TIMEOUT", 60),
+        idle: time("RELAY_IDLE_TIMEOUT", 60),
+        generation: time("RELAY_GENERATION_TIMEOUT", 15 * 60),
+        detached_grace: time("RELAY_DETACHED_GRACE", 120),
+        drain: time("RELAY_DRAIN", 30),
+    }
+}
+
+fn auth(mode: Mode, reader: &mut Reader<'_>) -> Auth {
+    let shared_secret = reader.get("SUPABASE_JWT_SECRET").and_then(|secret| {
+        let secret = SharedSecret::new(&secret);
+        if secret.is_none() {
+            reader
+                .faults
+                .push(format!("SUPABASE_JWT_SECRET must have at least {SECRET_LEN_MIN} bytes."));
+        }
+        secret
+    });
+    if mode == Mode::Serve && reader.get("SUPABASE_JWT_SECRET").is_none() {
+        reader.faults.push("SUPABASE_JWT_SECRET is not set. It is the project's JWT secret, which its access tokens are signed with.".to_owned());
+    }
+    let of_project =
+        reader.get("SUPABASE_URL").map(|url| format!("{}/auth/v1", url.trim_end_matches('/')));
+    let issuers = match (reader.list("RELAY_JWT_ISSUERS"), of_project) {
+        (issuers, _) if !issuers.is_empty() => Issuers::Only(issuers),
+        (_, Some(issuer)) => Issuers::Only(vec![issuer]),
+        _ if mode == Mode::Dev => Issuers::Any,
+        _ => {
+            reader.faults.push("RELAY_JWT_ISSUERS is not set, nor is SUPABASE_URL. Set either: it says whose access tokens are accepted.".to_owned());
+            Issuers::Only(Vec::new())
+        }
+    };
+    Auth { shared_secret, issuers }
+}
+
+/// The operator's key of every provider that has one.
+fn provider_keys(
+    added: &[Added],
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Vec<(String, SecretString)> {
+    let added = added.iter().map(|added| added.name.as_str());
+    let key = |name: &str| {
+        let key = lookup(&key_variable(name))
+            .map(|key| key.trim().to_owned())
+            .filter(|key| !key.is_empty());
+        key.map(|key| (name.to_owned(), SecretString::from(key)))
+    };
+    known_names().chain(added).filter_map(key).collect()
+}
+
+/// A time like `30s`, as settings and arguments have it.
+///
+/// # Errors
+/// A sentence that says what a time looks like.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    parse::duration(text)
+        .ok_or_else(|| "must be a time like 30s, 15m, 2h or 500ms, of a month at most".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+//! From the text of one variable to a value, or to a sentence that says what it must look like.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use url::{Host, Url};
+
+use super::{Data, Database, Mode};
+use crate::limits::Rate;
+use crate::provider::{Added, UpstreamAllow};
+
+/// The file of the SQLite store in the data folder.
+const DATABASE_FILE: &str = "relay.db";
+
+/// The longest time that can be set: a month. Longer ones are slips of the keyboard.
+const DURATION_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
+/// Which web pages may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origins {
+    /// Any port of this machine: `dev` only.
+    pub loopback: bool,
+    /// To the letter.
+    pub exact: Vec<String>,
+    /// `https://*.example.com`, as scheme with `://` and the rest from the dot on; the star is one label.
+    pub wildcards: Vec<(String, String)>,
+}
+
+impl Origins {
+    /// Whether a page of `origin` may call. `origin` is what the browser sent.
+    #[must_use]
+    pub fn allow(&self, origin: &str) -> bool {
+        self.exact.iter().any(|exact| exact == origin)
+            || self.wildcards.iter().any(|(scheme, rest)| is_one_label_below(origin, scheme, rest))
+            || (self.loopback && is_loopback(origin))
+    }
+}
+
+fn is_one_label_below(origin: &str, scheme: &str, rest: &str) -> bool {
+    let label = origin.strip_prefix(scheme).and_then(|host| host.strip_suffix(rest));
+    let is_of_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    label.is_some_and(|label| !label.is_empty() && label.bytes().all(is_of_label))
+}
+
+fn is_loopback(origin: &str) -> bool {
+    let Some(url) =
+        Url::parse(origin).ok().filter(|url| url.origin().ascii_serialization() == origin)
+    else {
+        return false;
+    };
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+/// Reads variables and collects what is wrong with them.
+pub(super) struct Reader<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    pub(super) faults: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { lookup, faults: Vec::new() }
+    }
+
+    /// The variable's text. Empty counts as not set, because that is how deployment tools unset things.
+    pub(super) fn get(&self, name: &str) -> Option<String> {
+        (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    /// The parts between commas.
+    pub(super) fn list(&self, name: &str) -> Vec<String> {
+        let value = self.get(name).unwrap_or_default();
+        value.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    }
+
+    pub(super) fn parsed<T: FromStr>(&mut self, name: &str, default: T, wanted: &str) -> T {
+        self.read(name, default, wanted, |value| value.parse().ok())
+    }
+
+    pub(super) fn at_least_one(&mut self, name: &str, default: usize) -> usize {
+        self.read(name, default, "a whole number from 1 up", |value| {
+            value.parse().ok().filter(|number| *number > 0)
+        })
+    }
+
+    pub(super) fn duration(&mut self, name: &str, default: Duration) -> Duration {
+        self.read(name, default, "a time like 30s, 15m, 2h or 500ms, of a month at most", duration)
+    }
+
+    pub(super) fn rate(&mut self, name: &str, default: Rate) -> Rate {
+        self.read(name, default, "a rate like 60/min, 10/s or 1000/h", rate)
+    }
+
+    pub(super) fn data(&self) -> Data {
+        match self.get("RELAY_DATA").as_deref() {
+            None => Data::Folder(PathBuf::from("./relay-data")),
+            Some("memory") => Data::Memory,
+            Some(folder) => Data::Folder(PathBuf::from(folder)),
+        }
+    }
+
+    pub(super) fn database(&mut self, data: &Data) -> Database {
+        let default = match data {
+            Data::Folder(folder) => Database::Sqlite(folder.join(DATABASE_FILE)),
+            Data::Memory => Database::Memory,
+        };
+        let Some(url) = self.get("RELAY_DATABASE_URL") else {
+            if self.get("SUPABASE_URL").is_some() {
+                self.faults.push("SUPABASE_URL is set, but this version has no Supabase store yet. Set RELAY_DATABASE_URL=sqlite:PATH to keep stories in a file.".to_owned());
+            }
+            return default;
+        };
+        match url.strip_prefix("sqlite:") {
+            Some(path) if !path.is_empty() => Database::Sqlite(Path::new(path).to_owned()),
+            _ => {
+                self.faults.push(
+                    "RELAY_DATABASE_URL must be sqlite:PATH. This version has no other store yet."
+                        .to_owned(),
+                );
+                default
+            }
+        }
+    }
+
+    /// Settings that promise what this version cannot keep. Silence would be worse than refusing to start.
+    pub(super) fn refuse_unbuilt(&mut self) {
+        for (name, what) in [
+            ("RELAY_REDIS_URL", "several instances"),
+            ("RELAY_TOKENS_PER_DAY", "budgets of tokens"),
+        ] {
+            if self.get(name).is_some() {
+                self.faults.push(format!(
+                    "{name} is set, but this version knows no {what} yet. Unset it."
+                ));
+            }
+        }
+    }
+
+    pub(super) fn providers(&mut self) -> Vec<Added> {
+        let mut providers: Vec<Added> = Vec::new();
+        for pair in self.list("RELAY_PROVIDERS") {
+            match provider(&pair) {
+                Some(added) if providers.iter().all(|known| known.name != added.name) => providers.push(added),
+                Some(added) => self.faults.push(format!("RELAY_PROVIDERS names `{}` twice.", added.name)),
+                None => self.faults.push(format!(
+                    "RELAY_PROVIDERS has `{pair}`. It must be name=base_url, with a name of a-z 0-9 - that is neither `custom` nor `demo`, and an http or https address without a query."
+                )),
+            }
+        }
+        providers
+    }
+
+    pub(super) fn upstream_allow(&mut self) -> UpstreamAllow {
+        let mut allow = UpstreamAllow::default();
+        for entry in self.list("RELAY_UPSTREAM_ALLOW") {
+            if let Some(network) = network(&entry) {
+                allow.networks.push(network);
+            } else if let Ok(Host::Domain(name)) = Host::parse(&entry) {
+                allow.hosts.push(name);
+            } else {
+                self.faults.push(format!("RELAY_UPSTREAM_ALLOW has `{entry}`. It must be a network like 10.0.0.0/8, an address or a host name."));
+            }
+        }
+        allow
+    }
+
+    pub(super) fn origins(&mut self, mode: Mode) -> Origins {
+        let listed = self.list("RELAY_CORS_ORIGINS");
+        let mut origins = Origins {
+            loopback: listed.is_empty() && mode == Mode::Dev,
+            exact: Vec::new(),
+            wildcards: Vec::new(),
+        };
+        for origin in listed {
+            match origin.split_once("*.") {
+                Some((scheme @ ("https://" | "http://"), rest)) if is_origin(&format!("{scheme}{rest}")) => {
+                    origins.wildcards.push((scheme.to_owned(), format!(".{rest}")));
+                }
+                None if is_origin(&origin) => origins.exact.push(origin),
+                _ => self.faults.push(format!(
+                    "RELAY_CORS_ORIGINS has `{origin}`. It must be an origin as browsers send it, like https://app.example.com, or https://*.example.com for one label."
+                )),
+            }
+        }
+        origins
+    }
+
+    fn read<T>(
+        &mut self,
+        name: &str,
+        default: T,
+        wanted: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        let Some(value) = self.get(name) else { return default };
+        parse(&value).unwrap_or_else(|| {
+            self.faults.push(format!("{name} is `{value}`. It must be {wanted}."));
+            default
+        })
+    }
+}
+
+/// Whether a browser would send exactly this as `Origin`.
+fn is_origin(origin: &str) -> bool {
+    Url::parse(origin).is_ok_and(|url| {
+        matches!(url.scheme(), "https" | "http") && url.origin().ascii_serialization() == origin
+    })
+}
+
+fn network(entry: &str) -> Option<IpNet> {
+    let bare = entry.trim_start_matches('[').trim_end_matches(']');
+    entry.parse().ok().or_else(|| bare.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+}
+
+fn provider(pair: &str) -> Option<Added> {
+    let (name, base_url) = pair.split_once('=')?;
+    let is_name = !name.is_empty()
+        && !matches!(name, "custom" | "demo")
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let base_url = Url::parse(base_url).ok().filter(|url| {
+        matches!(url.scheme(), "https" | "http")
+            && url.query().is_none()
+            && url.username().is_empty()
+            && url.password().is_none()
+    })?;
+    is_name.then(|| Added { name: name.to_owned(), base_url })
+}
+
+pub(super) fn duration(value: &str) -> Option<Duration> {
+    let digits = value.find(|character: char| !character.is_ascii_digit())?;
+    let number: u64 = value[..digits].parse().ok()?;
+    let duration = match &value[digits..] {
+        "ms" => Duration::from_millis(number),
+        "s" => Duration::from_secs(number),
+        "m" | "min" => Duration::from_secs(number.checked_mul(60)?),
+        "h" => Duration::from_secs(number.checked_mul(60 * 60)?),
+        _ => return None,
+    };
+    (duration <= DURATION_MAX).then_some(duration)
+}
+
+fn rate(value: &str) -> Option<Rate> {
+    let (requests, window) = value.split_once('/')?;
+    let window = match window {
+        "s" | "sec" => 1,
+        "m" | "min" => 60,
+        "h" => 60 * 60,
+        _ => return None,
+    };
+    let requests = requests.parse().ok().filter(|requests| *requests > 0)?;
+    Some(Rate { requests, window: Duration::from_secs(window) })
+}

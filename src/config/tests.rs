@@ -1,0 +1,148 @@
+//! Settings as an operator writes them, right and wrong.
+
+use super::*;
+use secrecy::ExposeSecret;
+
+const SECRET: &str = "super-secret-jwt-token-with-at-least-32-characters-long";
+
+fn read(mode: Mode, variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    let lookup = |name: &str| {
+        variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+    };
+    Config::from_env(mode, lookup).map_err(|faults| faults.0)
+}
+
+#[test]
+fn dev_needs_nothing() {
+    let config = read(Mode::Dev, &[]).unwrap();
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.database, Database::Sqlite("./relay-data/relay.db".into()));
+    assert_eq!(config.auth.issuers, Issuers::Any);
+    assert!(config.origins.allow("http://localhost:5173"));
+    assert_eq!(config.rate_limit, Rate { requests: 60, window: Duration::from_secs(60) });
+}
+
+#[test]
+fn serve_needs_to_know_whose_tokens_it_takes() {
+    let faults = read(Mode::Serve, &[]).unwrap_err();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    let config = read(
+        Mode::Serve,
+        &[
+            ("SUPABASE_JWT_SECRET", SECRET),
+            ("SUPABASE_URL", "https://x.supabase.co/"),
+            ("RELAY_DATABASE_URL", "sqlite:/tmp/x.db"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(
+        config.auth.issuers,
+        Issuers::Only(vec!["https://x.supabase.co/auth/v1".to_owned()])
+    );
+    assert_eq!(config.database, Database::Sqlite("/tmp/x.db".into()));
+    assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
+    assert!(!config.origins.allow("http://localhost:5173"));
+}
+
+#[test]
+fn every_fault_is_listed_at_once() {
+    let wrong = [
+        ("RELAY_LISTEN", "8080"),
+        ("RELAY_DATABASE_URL", "postgres://x"),
+        ("SUPABASE_JWT_SECRET", "short"),
+        ("RELAY_REDIS_URL", "redis://x"),
+        (
+            "RELAY_CORS_ORIGINS",
+            "https://ok.example.com,null,*,https://a.example.com/,https://*.*.com",
+        ),
+        (
+            "RELAY_PROVIDERS",
+            "x,Bad=https://x.y,demo=https://x.y,a=https://x.y,a=https://x.z,f=file:///x",
+        ),
+        ("RELAY_UPSTREAM_ALLOW", "10.0.0.0/8,300.0.0.0/8,a b"),
+        ("RELAY_RATE_LIMIT", "0/min"),
+        ("RELAY_MAX_STREAMS_PER_USER", "-1"),
+        ("RELAY_TOKENS_PER_DAY", "5"),
+        ("RELAY_DETACHED_GRACE", "soon"),
+        ("RELAY_IDLE_TIMEOUT", "60"),
+        ("RELAY_DRAIN", "99999999999999999999s"),
+    ];
+    let faults = read(Mode::Dev, &wrong).unwrap_err();
+    for (name, _) in wrong {
+        assert!(faults.iter().any(|fault| fault.contains(name)), "{name} in {faults:#?}");
+    }
+    assert_eq!(faults.len(), wrong.len() + 2 + 4 + 1, "{faults:#?}");
+}
+
+#[test]
+fn secrets_are_not_in_faults_or_debug_output() {
+    let config =
+        read(Mode::Dev, &[("SUPABASE_JWT_SECRET", SECRET), ("OPENAI_API_KEY", "sk-canary")])
+            .unwrap();
+    assert_eq!(config.provider_keys[0].1.expose_secret(), "sk-canary");
+    assert!(!format!("{config:?}").contains("canary") && !format!("{config:?}").contains(SECRET));
+    let faults = read(Mode::Dev, &[("SUPABASE_JWT_SECRET", "short-canary")]).unwrap_err();
+    assert!(!faults.join("").contains("canary"));
+}
+
+#[test]
+fn times_have_units() {
+    for (text, expected) in
+        [("0s", 0), ("500ms", 500), ("2s", 2000), ("15m", 900_000), ("1h", 3_600_000)]
+    {
+        assert_eq!(parse::duration(text), Some(Duration::from_millis(expected)), "{text}");
+    }
+    for wrong in ["", "5", "s", "-1s", "1.5s", "1 s", "1d", "9999h"] {
+        assert_eq!(parse::duration(wrong), None, "{wrong}");
+    }
+}
+
+#[test]
+fn origins_are_compared_to_the_letter() {
+    let config =
+        read(Mode::Dev, &[("RELAY_CORS_ORIGINS", "https://app.example.com, https://*.stories.io")])
+            .unwrap();
+    for allowed in ["https://app.example.com", "https://a.stories.io", "https://a-1.stories.io"] {
+        assert!(config.origins.allow(allowed), "{allowed}");
+    }
+    for refused in [
+        "null",
+        "",
+        "https://app.example.com.evil.io",
+        "https://evil-app.example.com",
+        "http://app.example.com",
+        "https://app.example.com:8443",
+        "https://APP.example.com",
+        "https://app.example.com/",
+        "https://stories.io",
+        "https://a.b.stories.io",
+        "https://.stories.io",
+        "https://evil.io/.stories.io",
+        "https://evil.io#.stories.io",
+        "http://localhost:5173",
+    ] {
+        assert!(!config.origins.allow(refused), "{refused}");
+    }
+}
+
+#[test]
+fn loopback_is_this_machine_and_nothing_that_looks_like_it() {
+    let origins = read(Mode::Dev, &[]).unwrap().origins;
+    for allowed in [
+        "http://localhost:5173",
+        "http://127.0.0.1:3000",
+        "http://[::1]:8080",
+        "https://app.localhost",
+    ] {
+        assert!(origins.allow(allowed), "{allowed}");
+    }
+    for refused in [
+        "null",
+        "http://localhost.evil.io",
+        "http://evil-localhost",
+        "http://10.0.0.1",
+        "http://127.0.0.1@evil.io",
+    ] {
+        assert!(!origins.allow(refused), "{refused}");
+    }
+}

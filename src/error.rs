@@ -1,0 +1,191 @@
+//! What can go wrong, in the words of the contract.
+//!
+//! An [`Error`] has two faces: `code` and `message` are for the client, `source` is for the operator's log alone. The
+//! same codes travel in two places: in an HTTP answer before the first event, and in an `error` event after it. Which
+//! HTTP status and envelope a code gets is decided by `http::reject`.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+/// What went wrong, as a client's code tells it apart. Stable: clients match on [`Code::as_str`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(
+    missing_docs,
+    reason = "each variant is named after its code, and each message says what happened"
+)]
+pub enum Code {
+    InvalidRequest,
+    ContextTooLong,
+    NotRerollable,
+    UnknownProvider,
+    UpstreamNotAllowed,
+    MissingToken,
+    InvalidToken,
+    NoProviderKey,
+    BotNotFound,
+    NoBot,
+    ConversationNotFound,
+    MessageNotFound,
+    VariantNotFound,
+    StreamNotFound,
+    RouteNotFound,
+    MethodNotAllowed,
+    StreamIdReused,
+    GenerationRunning,
+    BodyTooLarge,
+    RateLimited,
+    TooManyStreams,
+    Internal,
+    Overloaded,
+    ShuttingDown,
+    StoreUnavailable,
+    ProviderUnreachable,
+    ProviderTimeout,
+    ProviderRateLimited,
+    ProviderKeyRefused,
+    ProviderRejected,
+    ProviderFailed,
+    ProviderInvalid,
+    Interrupted,
+    NotSaved,
+}
+
+impl Code {
+    /// The code on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::ContextTooLong => "context_too_long",
+            Self::NotRerollable => "not_rerollable",
+            Self::UnknownProvider => "unknown_provider",
+            Self::UpstreamNotAllowed => "upstream_not_allowed",
+            Self::MissingToken => "missing_token",
+            Self::InvalidToken => "invalid_token",
+            Self::NoProviderKey => "no_provider_key",
+            Self::BotNotFound => "bot_not_found",
+            Self::NoBot => "no_bot",
+            Self::ConversationNotFound => "conversation_not_found",
+            Self::MessageNotFound => "message_not_found",
+            Self::VariantNotFound => "variant_not_found",
+            Self::StreamNotFound => "stream_not_found",
+            Self::RouteNotFound => "route_not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::StreamIdReused => "stream_id_reused",
+            Self::GenerationRunning => "generation_running",
+            Self::BodyTooLarge => "body_too_large",
+            Self::RateLimited => "rate_limited",
+            Self::TooManyStreams => "too_many_streams",
+            Self::Internal => "internal",
+            Self::Overloaded => "overloaded",
+            Self::ShuttingDown => "shutting_down",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::ProviderUnreachable => "provider_unreachable",
+            Self::ProviderTimeout => "provider_timeout",
+            Self::ProviderRateLimited => "provider_rate_limited",
+            Self::ProviderKeyRefused => "provider_key_refused",
+            Self::ProviderRejected => "provider_rejected",
+            Self::ProviderFailed => "provider_failed",
+            Self::ProviderInvalid => "provider_invalid",
+            Self::Interrupted => "interrupted",
+            Self::NotSaved => "not_saved",
+        }
+    }
+
+    /// Whether the same request may well succeed if it is made again unchanged.
+    #[must_use]
+    pub fn is_retryable(self) -> bool {
+        matches!(
+            self,
+            Self::RateLimited
+                | Self::TooManyStreams
+                | Self::Overloaded
+                | Self::ShuttingDown
+                | Self::StoreUnavailable
+                | Self::ProviderUnreachable
+                | Self::ProviderTimeout
+                | Self::ProviderRateLimited
+                | Self::ProviderFailed
+                | Self::ProviderInvalid
+                | Self::Interrupted
+        )
+    }
+}
+
+/// A request that could not be served, or a generation that could not be finished.
+///
+/// Cheap to clone, because everybody who attached to a generation gets the same one.
+#[derive(Clone)]
+pub struct Error {
+    code: Code,
+    message: Cow<'static, str>,
+    retry_after: Option<Duration>,
+    detail: Option<std::sync::Arc<str>>,
+}
+
+impl Error {
+    /// `message` is a sentence for the client that says what to do; it must not hold a secret or an internal detail.
+    pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, message: message.into(), retry_after: None, detail: None }
+    }
+
+    /// A fault of the relay's own. The client learns that it happened, the operator's log what it was.
+    pub fn internal(detail: impl fmt::Display) -> Self {
+        Self::new(Code::Internal, "The relay failed. The request id names this failure in its log.")
+            .with_detail(detail)
+    }
+
+    /// Adds what only the operator may see.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl fmt::Display) -> Self {
+        self.detail = Some(detail.to_string().into());
+        self
+    }
+
+    /// Adds the time before which it makes no sense to try again.
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.retry_after = Some(retry_after);
+        self
+    }
+
+    /// What went wrong, for programs.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What went wrong and what to do, for the client.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What went wrong, for the operator.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        self.detail.as_deref()
+    }
+
+    /// The time before which it makes no sense to try again.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.message)?;
+        self.detail.as_ref().map_or(Ok(()), |detail| write!(f, " ({detail})"))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Error {}

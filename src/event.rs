@@ -1,0 +1,145 @@
+//! What can happen in a generation, and the positions of it.
+//!
+//! A generation is `start`, then text (reasoning and tokens), then one end. Positions are counted in bytes of text, so a
+//! position says exactly how much of the text somebody has, however it was cut into events: `start` is at 1, an event of
+//! text is at 1 plus all bytes of text up to its end, and the end is one past the last byte. Hence positions grow, and
+//! a reader can go on from any of them, on any instance, whatever pieces it had read before.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
+
+/// A position in a generation; the `id` of an SSE event.
+pub type Seq = u64;
+
+/// The position of `start`.
+pub const SEQ_START: Seq = 1;
+
+/// Which of the two texts of a generation a piece belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// What the model thought before it answered; never part of the content.
+    Reasoning,
+    /// The answer.
+    Token,
+}
+
+/// The bot that answers, as a client is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BotRef {
+    /// Absent for a bot that was deleted since.
+    pub id: Option<BotId>,
+    /// The bot's name; empty for a bot that was deleted since.
+    pub name: String,
+}
+
+/// The first event: what is being written, and where it will be found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Start {
+    /// The generation's name.
+    pub stream_id: StreamId,
+    /// The story it belongs to; absent if nothing is saved.
+    pub conversation_id: Option<ConversationId>,
+    /// The message being written.
+    pub message_id: Option<MessageId>,
+    /// The variant of that message being written.
+    pub variant_id: Option<VariantId>,
+    /// The user's message that was saved with this turn.
+    pub user_message_id: Option<MessageId>,
+    /// Who answers.
+    pub bot: BotRef,
+    /// The model that answers.
+    pub model: String,
+}
+
+/// Tokens used, by the provider's count if it gave one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens of the answer, reasoning included.
+    pub completion_tokens: u64,
+    /// Whether the relay counted them, because the provider did not.
+    pub estimated: bool,
+}
+
+/// How a generation ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DoneStatus {
+    /// The provider finished it.
+    Complete,
+    /// The user stopped it, or nobody came back for it in time.
+    Stopped,
+}
+
+/// The last event of a generation that ended well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Done {
+    /// The generation's name.
+    pub stream_id: StreamId,
+    /// The message that was written; absent in the two-step form, which names the variant instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<MessageId>,
+    /// The variant that was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub variant_id: Option<VariantId>,
+    /// The variant that was written, under the name that the two-step form knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alternative_id: Option<VariantId>,
+    /// How it ended.
+    pub status: DoneStatus,
+    /// Why the provider ended it, in OpenAI's words; absent if it did not.
+    pub finish_reason: Option<String>,
+    /// What it used.
+    pub usage: Usage,
+    /// True: the text is in the database. Absent: nothing was to be saved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saved: Option<bool>,
+}
+
+/// Why a generation ended badly, as it is told and saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// One of the codes of [`crate::error::Code`].
+    pub code: Cow<'static, str>,
+    /// A sentence that says what to do.
+    pub message: Cow<'static, str>,
+    /// Whether the same turn may well succeed if it is tried again unchanged.
+    pub retryable: bool,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self {
+            code: error.code().as_str().into(),
+            message: error.message().to_owned().into(),
+            retryable: error.code().is_retryable(),
+        }
+    }
+}
+
+/// The last event of a generation that ended badly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// Why.
+    pub failure: Failure,
+    /// The generation's name.
+    pub stream_id: StreamId,
+    /// The message that holds the text so far; absent if there is none.
+    pub message_id: Option<MessageId>,
+    /// True: the text so far is in the database. False: it could not be saved. Absent: nothing was to be saved.
+    pub saved: Option<bool>,
+}
+
+/// The last event of a generation: there is exactly one, and nothing after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// It ended well.
+    Done(Done),
+    /// It ended badly.
+    Failed(Failed),
+}

@@ -1,0 +1,340 @@
+//! One generation: from the provider's answer through the journal into the store.
+//!
+//! It runs in a task of its own and belongs to nobody's connection. However it ends (the provider finishes or fails,
+//! somebody stops it, nobody comes back, the relay is shut down, a bug panics), the text is saved first and the end is
+//! told after, once.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::app::Relay;
+use crate::config::Times;
+use crate::error::{Code, Error};
+use crate::event::{Done, DoneStatus, End, Failed, Failure, Start, Usage};
+use crate::journal::{Control, Watch, Writer};
+use crate::limits::Permit;
+use crate::prompt;
+use crate::provider::{Batch, Call, Completed, Progress};
+use crate::replay;
+use crate::store::{Finish, Finished, Outcome, Rows};
+
+/// How often a save is tried. The waits between add up to some three seconds: long enough for a database that is busy,
+/// short enough for a reader who waits for the receipt.
+const SAVE_TRIES: u32 = 6;
+
+/// The wait after the first failed save; each further one is twice as long.
+const SAVE_BACKOFF: Duration = Duration::from_millis(100);
+
+/// A generation that is ready to run.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    /// Its first event.
+    pub(crate) start: Start,
+    /// What it writes to; absent if nothing is saved.
+    pub(crate) rows: Option<Rows>,
+    /// What the provider is asked.
+    pub(crate) call: Call,
+    /// Whether readers see what the model thinks.
+    pub(crate) shows_reasoning: bool,
+    /// Whether it was begun by the two-step reroll, whose client knows the variant as the alternative.
+    pub(crate) is_announced: bool,
+    /// Leave to run, given back when the generation has been saved.
+    pub(crate) permit: Permit,
+}
+
+/// Why a generation ends.
+#[derive(Debug)]
+enum Ending {
+    Complete(Completed),
+    Stopped,
+    Interrupted,
+    Failed(Error),
+}
+
+/// Runs a generation to its end. When this returns, its text is saved and its followers have been told.
+pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
+    let Generation { start, rows, call, shows_reasoning, is_announced, permit } = generation;
+    writer.open(start.clone());
+    // A bug must end one answer and not the relay, and must not leave a variant that streams for ever.
+    let streamed =
+        AssertUnwindSafe(stream(relay, &call, shows_reasoning, &writer)).catch_unwind().await;
+    let ending = streamed
+        .unwrap_or_else(|_| Ending::Failed(Error::internal("the task of a generation panicked")));
+    log_ending(&start, &call, &ending);
+
+    let (reasoning, content) = writer.texts();
+    let usage = usage(&ending, &call, &reasoning, &content).await;
+    let is_saving = rows.is_some();
+    let saved = match rows {
+        Some(rows) => {
+            let finish = finish(
+                rows.write_token,
+                &ending,
+                Texts { content, reasoning },
+                usage,
+                &start.model,
+            );
+            Some(save(relay, &finish).await)
+        }
+        None => None,
+    };
+    // Whoever sees the end may ask for the next answer at once.
+    drop(permit);
+    let end = match (ending, saved) {
+        (_, Some(Err(error))) => End::Failed(Failed {
+            failure: Failure::from(&error),
+            stream_id: start.stream_id,
+            message_id: start.message_id,
+            saved: Some(false),
+        }),
+        (Ending::Complete(completed), _) => End::Done(Done {
+            finish_reason: Some(completed.finish_reason),
+            ..done(start, is_announced, DoneStatus::Complete, usage, is_saving)
+        }),
+        (Ending::Stopped, _) => {
+            End::Done(done(start, is_announced, DoneStatus::Stopped, usage, is_saving))
+        }
+        (Ending::Interrupted, saved) => End::Failed(failed(start, &replay::interrupted(), saved)),
+        (Ending::Failed(error), saved) => End::Failed(failed(start, &error, saved)),
+    };
+    writer.end(end);
+}
+
+/// Undoes what was begun for a turn that cannot be run. If even that fails, its variant is read as interrupted once its
+/// time is over.
+pub(crate) async fn refuse(relay: &Relay, rows: Rows, model: &str) {
+    let finish = Finish {
+        write_token: rows.write_token,
+        outcome: Outcome::Refused,
+        content: String::new(),
+        reasoning: String::new(),
+        finish_reason: None,
+        usage: None,
+        failure: None,
+        model: model.to_owned(),
+    };
+    // Logged where it failed; the caller is told why the turn was refused, which is what can be acted on.
+    let _undone = save(relay, &finish).await;
+}
+
+/// Passes the provider's text on until something ends it.
+async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writer) -> Ending {
+    let mut interruption = pin!(interruption(&relay.times, writer.watch(), relay.tasks.ending()));
+    let mut batch = Batch::new(shows_reasoning);
+
+    let opened = tokio::select! {
+        biased;
+        ending = &mut interruption => return ending,
+        opened = relay.providers.open(call, &mut batch) => opened,
+        () = sleep(relay.times.first_token) => return Ending::Failed(no_first_token(relay.times.first_token)),
+    };
+    let (mut completion, mut progress) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Ending::Failed(error),
+    };
+
+    let mut read_at = Instant::now();
+    let mut idle = pin!(sleep(relay.times.idle));
+    loop {
+        // What came before a failure is kept, so the text goes first.
+        if let Err(error) = writer.append(batch.pieces()) {
+            return Ending::Failed(error);
+        }
+        // A comment or an empty chunk is no sign that the model is at work.
+        if batch.has_tokens() {
+            read_at = Instant::now();
+        }
+        batch.clear();
+        match progress {
+            Ok(Progress::More) => {}
+            Ok(Progress::Completed(completed)) => return Ending::Complete(completed),
+            Err(error) => return Ending::Failed(error),
+        }
+        progress = tokio::select! {
+            biased;
+            ending = &mut interruption => return ending,
+            progress = completion.read(&mut batch) => progress,
+            () = &mut idle => {
+                if read_at.elapsed() >= relay.times.idle {
+                    return Ending::Failed(stalled(relay.times.idle));
+                }
+                // Set again only when it fires, rather than at every token.
+                idle.as_mut().reset(read_at + relay.times.idle);
+                Ok(Progress::More)
+            }
+        };
+    }
+}
+
+/// Returns when the generation has to end though the provider has not ended it.
+async fn interruption(times: &Times, mut watch: Watch, shutdown: CancellationToken) -> Ending {
+    let deadline = Instant::now() + times.generation;
+    loop {
+        let deserted_until = watch.deserted_since().map(|since| since + times.detached_grace);
+        if deserted_until.is_some_and(|until| until <= Instant::now()) {
+            return Ending::Stopped;
+        }
+        tokio::select! {
+            biased;
+            control = watch.control() => if control == Control::Stop { return Ending::Stopped },
+            () = shutdown.cancelled() => return Ending::Interrupted,
+            () = sleep_until(deadline) => return Ending::Failed(too_long(times.generation)),
+            () = sleep_until(deserted_until.unwrap_or(deadline)) => {}
+        }
+    }
+}
+
+struct Texts {
+    content: String,
+    reasoning: String,
+}
+
+fn finish(
+    write_token: secrecy::SecretString,
+    ending: &Ending,
+    texts: Texts,
+    usage: Usage,
+    model: &str,
+) -> Finish {
+    let (outcome, finish_reason, failure) = match ending {
+        Ending::Complete(completed) => {
+            (Outcome::Complete, Some(completed.finish_reason.clone()), None)
+        }
+        Ending::Stopped => (Outcome::Stopped, None, None),
+        Ending::Interrupted => {
+            (Outcome::Interrupted, None, Some(Failure::from(&replay::interrupted())))
+        }
+        Ending::Failed(error) => (Outcome::Failed, None, Some(Failure::from(error))),
+    };
+    Finish {
+        write_token,
+        outcome,
+        content: texts.content,
+        reasoning: texts.reasoning,
+        finish_reason,
+        usage: Some(usage),
+        failure,
+        model: model.to_owned(),
+    }
+}
+
+/// Saves, with a few tries. `finish` is idempotent, so a try whose answer was lost does no harm.
+async fn save(relay: &Relay, finish: &Finish) -> Result<Finished, Error> {
+    let mut backoff = SAVE_BACKOFF;
+    for attempt in 1.. {
+        match relay.store.finish(finish).await {
+            Ok(finished) => return Ok(finished),
+            Err(error) if error.code() == Code::StoreUnavailable && attempt < SAVE_TRIES => {
+                warn!(attempt, %error, "save failed, will be tried again");
+                sleep(backoff).await;
+                backoff *= 2;
+            }
+            Err(error) => {
+                error!(attempt, %error, "save failed for good");
+                break;
+            }
+        }
+    }
+    Err(Error::new(
+        Code::NotSaved,
+        "The answer could not be saved. Copy what you want to keep, and ask again.",
+    ))
+}
+
+/// The provider's count, or the relay's own if there is none.
+async fn usage(ending: &Ending, call: &Call, reasoning: &str, content: &str) -> Usage {
+    if let Ending::Complete(Completed { usage: Some(usage), .. }) = ending {
+        return *usage;
+    }
+    let completion: String = [reasoning, content].concat();
+    let prompt: Vec<_> = call.request.messages.iter().map(|beat| beat.content.clone()).collect();
+    let counted = tokio::task::spawn_blocking(move || Usage {
+        prompt_tokens: prompt
+            .iter()
+            .map(|text| prompt::count_tokens(text, usize::MAX) as u64)
+            .sum(),
+        completion_tokens: prompt::count_tokens(&completion, usize::MAX) as u64,
+        estimated: true,
+    });
+    counted.await.unwrap_or(Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true })
+}
+
+fn done(
+    start: Start,
+    is_announced: bool,
+    status: DoneStatus,
+    usage: Usage,
+    is_saving: bool,
+) -> Done {
+    Done {
+        stream_id: start.stream_id,
+        message_id: start.message_id.filter(|_| !is_announced),
+        variant_id: start.variant_id,
+        alternative_id: start.variant_id.filter(|_| is_announced),
+        status,
+        finish_reason: None,
+        usage,
+        saved: is_saving.then_some(true),
+    }
+}
+
+fn failed(start: Start, error: &Error, saved: Option<Result<Finished, Error>>) -> Failed {
+    let finished = saved.and_then(Result::ok);
+    Failed {
+        failure: Failure::from(error),
+        stream_id: start.stream_id,
+        message_id: finished.and_then(|finished| finished.message_id),
+        saved: finished.map(|_| true),
+    }
+}
+
+fn log_ending(start: &Start, call: &Call, ending: &Ending) {
+    let (stream_id, provider) = (&start.stream_id, call.target.name());
+    match ending {
+        Ending::Complete(completed) => {
+            info!(%stream_id, provider, finish_reason = %completed.finish_reason, "generation complete");
+        }
+        Ending::Stopped => info!(%stream_id, provider, "generation stopped"),
+        Ending::Interrupted => info!(%stream_id, provider, "generation interrupted"),
+        Ending::Failed(error) if error.code() == Code::Internal => {
+            error!(%stream_id, provider, %error, "generation failed");
+        }
+        Ending::Failed(error) => warn!(%stream_id, provider, %error, "generation failed"),
+    }
+}
+
+fn no_first_token(time: Duration) -> Error {
+    Error::new(
+        Code::ProviderTimeout,
+        format!(
+            "The provider sent no text within {} s. Try again, or choose another model.",
+            time.as_secs_f64()
+        ),
+    )
+}
+
+fn stalled(time: Duration) -> Error {
+    Error::new(
+        Code::ProviderTimeout,
+        format!(
+            "The provider stopped sending for {} s. The text so far is kept; ask again for a whole answer.",
+            time.as_secs_f64()
+        ),
+    )
+}
+
+fn too_long(time: Duration) -> Error {
+    Error::new(
+        Code::ProviderTimeout,
+        format!(
+            "The answer took longer than {} s. The text so far is kept; set `max_tokens` in the bot for shorter ones.",
+            time.as_secs_f64()
+        ),
+    )
+}

@@ -1,0 +1,145 @@
+//! The user's bots.
+
+use std::sync::Arc;
+
+use axum::Json as JsonResponse;
+use axum::extract::State;
+use http::StatusCode;
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::extract::{Id, Json, Listing, Parameters, invalid, parse};
+use super::stream::check_settings;
+use crate::app::Relay;
+use crate::auth::Principal;
+use crate::bot::{Bot, BotSettings};
+use crate::error::Error;
+use crate::id::BotId;
+use crate::provider::Providers;
+use crate::store::Page;
+use crate::text;
+
+/// The longest name of a bot or a model, in characters.
+const NAME_CHARS_MAX: usize = 200;
+
+/// The longest system prompt, in bytes: some 60,000 tokens, which is more than leaves room for a story.
+const SYSTEM_PROMPT_LEN_MAX: usize = 256 << 10;
+
+/// The longest base URL, in bytes: what browsers and servers agree on.
+const BASE_URL_LEN_MAX: usize = 2_000;
+
+/// `GET /v1/bots`
+pub(super) async fn list(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Parameters(listing): Parameters<Listing>,
+) -> Result<JsonResponse<Page<Bot>>, Error> {
+    relay.store.list_bots(&caller, &listing.into()).await.map(JsonResponse)
+}
+
+/// `POST /v1/bots`
+pub(super) async fn create(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Json(settings): Json<BotSettings>,
+) -> Result<(StatusCode, JsonResponse<Bot>), Error> {
+    let bot = relay.store.create_bot(&caller, &check(settings, &relay.providers)?).await?;
+    Ok((StatusCode::CREATED, JsonResponse(bot)))
+}
+
+/// `GET /v1/bots/{id}`
+pub(super) async fn read(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(id): Id<BotId>,
+) -> Result<JsonResponse<Bot>, Error> {
+    relay.store.read_bot(&caller, id).await.map(JsonResponse)
+}
+
+/// `PATCH /v1/bots/{id}`
+pub(super) async fn patch(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(id): Id<BotId>,
+    Json(patch): Json<Map<String, Value>>,
+) -> Result<JsonResponse<Bot>, Error> {
+    let mut settings = serde_json::to_value(relay.store.read_bot(&caller, id).await?.settings)
+        .map_err(Error::internal)?;
+    for (field, value) in patch {
+        // Only what a bot has: other fields are ignored, as everywhere.
+        if let Some(current) = settings.get_mut(&field) {
+            *current = value;
+        }
+    }
+    let settings = check(parse(settings.to_string().as_bytes())?, &relay.providers)?;
+    relay.store.update_bot(&caller, id, &settings).await.map(JsonResponse)
+}
+
+/// `DELETE /v1/bots/{id}`
+pub(super) async fn delete(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(id): Id<BotId>,
+) -> Result<StatusCode, Error> {
+    relay.store.delete_bot(&caller, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The settings, cleaned, if a bot can have them.
+fn check(settings: BotSettings, providers: &Providers) -> Result<BotSettings, Error> {
+    let is_name = |name: &str| !name.trim().is_empty() && name.chars().count() <= NAME_CHARS_MAX;
+    if !is_name(&settings.name) {
+        return Err(invalid(format!("`name` must have 1 to {NAME_CHARS_MAX} characters.")));
+    }
+    if !is_name(&settings.model) {
+        return Err(invalid(format!("`model` must have 1 to {NAME_CHARS_MAX} characters.")));
+    }
+    if !providers.knows(&settings.provider) {
+        return Err(invalid(format!(
+            "`provider` must be one of: {}.",
+            providers.names().join(", ")
+        )));
+    }
+    check_base_url(&settings)?;
+    check_settings(settings.max_tokens, settings.temperature)?;
+    if settings.system_prompt.len() > SYSTEM_PROMPT_LEN_MAX {
+        return Err(invalid(format!(
+            "`system_prompt` is longer than {SYSTEM_PROMPT_LEN_MAX} bytes."
+        )));
+    }
+    if settings.context_size == 0
+        || settings.max_tokens.is_some_and(|max_tokens| max_tokens >= settings.context_size)
+    {
+        return Err(invalid(
+            "`context_size` must be 1 or more, and more than `max_tokens`: both must fit into it.",
+        ));
+    }
+    let clean = |text: &str| text::clean(text).into_owned();
+    Ok(BotSettings {
+        name: clean(&settings.name),
+        model: clean(&settings.model),
+        system_prompt: clean(&settings.system_prompt),
+        ..settings
+    })
+}
+
+/// Whether the address has the form of one. Whether it may be called is decided when it is.
+fn check_base_url(settings: &BotSettings) -> Result<(), Error> {
+    let base_url = settings.base_url.as_deref().filter(|url| !url.is_empty());
+    match (settings.provider.as_str(), base_url) {
+        ("custom", None) => Err(invalid("Provider `custom` needs `base_url`.")),
+        ("custom", Some(url)) => {
+            let is_web = |url: &Url| {
+                matches!(url.scheme(), "https" | "http")
+                    && url.username().is_empty()
+                    && url.password().is_none()
+            };
+            let url = Url::parse(url).ok().filter(is_web).filter(|_| url.len() <= BASE_URL_LEN_MAX);
+            url.map(|_| ()).ok_or_else(|| invalid("`base_url` must be an https address without user name, up to and without `/chat/completions`."))
+        }
+        (_, Some(_)) => Err(invalid(
+            "`base_url` is only for provider `custom`; the other providers have their own.",
+        )),
+        (_, None) => Ok(()),
+    }
+}

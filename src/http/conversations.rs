@@ -1,0 +1,139 @@
+//! The library of stories: conversations, and what can be done by hand to their messages.
+
+use std::sync::Arc;
+
+use axum::Json as JsonResponse;
+use axum::extract::State;
+use http::StatusCode;
+use serde::Deserialize;
+
+use super::extract::{Id, Json, Listing, Parameters, invalid, present};
+use crate::app::Relay;
+use crate::auth::Principal;
+use crate::error::Error;
+use crate::id::{BotId, ConversationId, MessageId, VariantId};
+use crate::store::{ConversationPatch, Page};
+use crate::story::{Conversation, Message, Tree};
+use crate::text;
+
+/// The longest title, in characters: more is no title but a text.
+const TITLE_CHARS_MAX: usize = 500;
+
+/// `GET /v1/conversations`
+pub(super) async fn list(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Parameters(listing): Parameters<Listing>,
+) -> Result<JsonResponse<Page<Conversation>>, Error> {
+    relay.store.list_conversations(&caller, &listing.into()).await.map(JsonResponse)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct CreateBody {
+    title: Option<String>,
+    bot_id: Option<BotId>,
+}
+
+/// `POST /v1/conversations`
+pub(super) async fn create(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Json(body): Json<CreateBody>,
+) -> Result<(StatusCode, JsonResponse<Conversation>), Error> {
+    let title = title(body.title.as_deref().unwrap_or_default())?;
+    let conversation = relay.store.create_conversation(&caller, &title, body.bot_id).await?;
+    Ok((StatusCode::CREATED, JsonResponse(conversation)))
+}
+
+/// `GET /v1/conversations/{id}`
+pub(super) async fn read(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(id): Id<ConversationId>,
+) -> Result<JsonResponse<Tree>, Error> {
+    relay.store.read_tree(&caller, id).await.map(JsonResponse)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct PatchBody {
+    title: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    bot_id: Option<Option<BotId>>,
+    head_id: Option<MessageId>,
+}
+
+/// `PATCH /v1/conversations/{id}`
+pub(super) async fn patch(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(id): Id<ConversationId>,
+    Json(body): Json<PatchBody>,
+) -> Result<JsonResponse<Conversation>, Error> {
+    let patch = ConversationPatch {
+        title: body.title.as_deref().map(title).transpose()?,
+        bot_id: body.bot_id,
+        head_id: body.head_id,
+    };
+    relay.store.patch_conversation(&caller, id, &patch).await.map(JsonResponse)
+}
+
+/// `DELETE /v1/conversations/{id}`
+pub(super) async fn delete(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(id): Id<ConversationId>,
+) -> Result<StatusCode, Error> {
+    relay.store.delete_conversation(&caller, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct SelectBody {
+    variant_id: VariantId,
+}
+
+/// `PUT /v1/messages/{id}/active`
+pub(super) async fn select_variant(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(id): Id<MessageId>,
+    Json(body): Json<SelectBody>,
+) -> Result<JsonResponse<Message>, Error> {
+    relay.store.select_variant(&caller, id, body.variant_id).await.map(JsonResponse)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WriteBody {
+    content: String,
+}
+
+/// `POST /v1/messages/{id}/variants`
+pub(super) async fn write_variant(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(id): Id<MessageId>,
+    Json(body): Json<WriteBody>,
+) -> Result<(StatusCode, JsonResponse<Message>), Error> {
+    if body.content.is_empty() {
+        return Err(invalid("`content` is empty. To remove a message, delete it."));
+    }
+    let message = relay.store.write_variant(&caller, id, &text::clean(&body.content)).await?;
+    Ok((StatusCode::CREATED, JsonResponse(message)))
+}
+
+/// `DELETE /v1/messages/{id}`
+pub(super) async fn delete_message(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(id): Id<MessageId>,
+) -> Result<StatusCode, Error> {
+    relay.store.delete_message(&caller, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn title(title: &str) -> Result<String, Error> {
+    if title.chars().count() > TITLE_CHARS_MAX {
+        return Err(invalid(format!("`title` is longer than {TITLE_CHARS_MAX} characters.")));
+    }
+    Ok(text::clean(title).into_owned())
+}

@@ -1,0 +1,128 @@
+//! What handlers take from a request, with errors that name the fault and say what is wanted.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use http::StatusCode;
+use http::request::Parts;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::BODY_LEN_MAX;
+use crate::error::{Code, Error};
+use crate::store::Cursor;
+
+/// Entries of a list where the request names no number, and the most it can name: what one answer should hold.
+const LIMIT: u32 = 50;
+const LIMIT_MAX: u32 = 200;
+
+/// A JSON object as the body. An empty body counts as an empty object, and the content type is not looked at: there is
+/// nothing else that a body could be, and `curl -d` names another.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let body = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| unreadable(&rejection))?;
+        parse(&body).map(Self)
+    }
+}
+
+/// A JSON object read as `T`.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
+    // serde would also read an array, field by field.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(invalid("The body must be a JSON object."));
+    }
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let reason = error.into_inner();
+        match reason.classify() {
+            serde_json::error::Category::Data if path != "." => {
+                invalid(format!("`{path}`: {}.", reason_without_place(&reason)))
+            }
+            _ => invalid(format!("The body is not what is wanted: {reason}.")),
+        }
+    })?;
+    json.end().map_err(|_| invalid("The body has something behind its JSON object."))?;
+    Ok(value)
+}
+
+/// Where in the body it was does not matter to somebody who knows the field.
+fn reason_without_place(reason: &serde_json::Error) -> String {
+    let reason = reason.to_string();
+    reason.split(" at line ").next().unwrap_or(&reason).to_owned()
+}
+
+fn unreadable(rejection: &BytesRejection) -> Error {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        return Error::new(
+            Code::BodyTooLarge,
+            format!("The body is longer than {} MiB. Send less context.", BODY_LEN_MAX >> 20),
+        );
+    }
+    invalid("The body could not be read to its end.")
+}
+
+/// The one parameter of a path.
+pub(super) struct Id<T>(pub(super) T);
+
+impl<S: Send + Sync, T: FromStr<Err: Display>> FromRequestParts<S> for Id<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let Path(id) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| invalid("The id in the path is not UTF-8."))?;
+        id.parse().map(Self).map_err(|reason| invalid(format!("The id in the path {reason}.")))
+    }
+}
+
+/// The parameters of a query, each at most once.
+pub(super) struct Parameters<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let query = Query::<T>::from_request_parts(parts, state).await;
+        query.map(|Query(parameters)| Self(parameters)).map_err(|rejection| {
+            let reason = std::error::Error::source(&rejection)
+                .map_or_else(|| rejection.to_string(), ToString::to_string);
+            invalid(format!("The query is not what is wanted: {reason}."))
+        })
+    }
+}
+
+/// `?cursor=` and `?limit=` of a list.
+#[derive(serde::Deserialize)]
+pub(super) struct Listing {
+    cursor: Option<String>,
+    limit: Option<u32>,
+}
+
+impl From<Listing> for Cursor {
+    fn from(listing: Listing) -> Self {
+        Self { after: listing.cursor, limit: listing.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX) }
+    }
+}
+
+/// A request that cannot be understood.
+pub(super) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(Code::InvalidRequest, message)
+}
+
+/// Distinguishes a field that is null from one that is absent, for patches: `Some(None)` is null.
+pub(super) fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::<T>::deserialize(deserializer).map(Some)
+}

@@ -1,0 +1,74 @@
+//! For operators and for the first evening: is it alive, is it ready, does my token work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::extract::Parameters;
+use crate::app::Relay;
+use crate::auth::Principal;
+use crate::bot::Bot;
+use crate::error::Error;
+use crate::id::{BotId, UserId};
+
+/// How long the database may take to answer before the relay counts as not ready; load balancers ask every few seconds.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// `GET /healthz`: the process answers.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Readiness {
+    status: &'static str,
+    store: &'static str,
+    /// Whether what is saved survives the process.
+    durable: bool,
+}
+
+/// `GET /readyz`: new work is welcome.
+pub(super) async fn readyz(State(relay): State<Arc<Relay>>) -> (StatusCode, Json<Readiness>) {
+    let is_store_up = matches!(timeout(READY_TIMEOUT, relay.store.ping()).await, Ok(Ok(())));
+    let status = match (relay.tasks.is_draining(), is_store_up) {
+        (true, _) => "draining",
+        (false, false) => "not ready",
+        (false, true) => "ready",
+    };
+    let readiness = Readiness {
+        status,
+        store: if is_store_up { "up" } else { "down" },
+        durable: relay.is_durable,
+    };
+    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(readiness))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct AuthTestParameters {
+    bot_id: Option<BotId>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct AuthTest {
+    user_id: UserId,
+    bot: Option<Bot>,
+}
+
+/// `GET /auth/test`: does my token work, is this bot mine.
+pub(super) async fn auth_test(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Parameters(AuthTestParameters { bot_id }): Parameters<AuthTestParameters>,
+) -> Result<Json<AuthTest>, Error> {
+    let bot = match bot_id {
+        Some(bot_id) => Some(relay.store.read_bot(&caller, bot_id).await?),
+        None => None,
+    };
+    Ok(Json(AuthTest { user_id: caller.user(), bot }))
+}

@@ -1,0 +1,91 @@
+//! From an [`Error`] to a response: which status it has, and what its body says.
+//!
+//! An error becomes a response without a body that carries the error; `request_log`, which knows the request's id, logs
+//! it and writes the body. So an error is logged once, and no handler has to know ids.
+
+use std::any::Any;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::error::{Code, Error};
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = status(self.code()).into_response();
+        if let Some(wait) = self.retry_after() {
+            // Rounded up: who comes back a moment early is refused again.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if matches!(self.code(), Code::MissingToken | Code::InvalidToken) {
+            // RFC 6750, section 3.
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+fn status(code: Code) -> StatusCode {
+    match code {
+        Code::InvalidRequest
+        | Code::ContextTooLong
+        | Code::NotRerollable
+        | Code::UnknownProvider
+        | Code::UpstreamNotAllowed => StatusCode::BAD_REQUEST,
+        Code::MissingToken | Code::InvalidToken => StatusCode::UNAUTHORIZED,
+        Code::NoProviderKey => StatusCode::PAYMENT_REQUIRED,
+        Code::BotNotFound | Code::NoBot => StatusCode::FORBIDDEN,
+        Code::ConversationNotFound
+        | Code::MessageNotFound
+        | Code::VariantNotFound
+        | Code::StreamNotFound
+        | Code::RouteNotFound => StatusCode::NOT_FOUND,
+        Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        Code::StreamIdReused | Code::GenerationRunning => StatusCode::CONFLICT,
+        Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Code::RateLimited | Code::TooManyStreams => StatusCode::TOO_MANY_REQUESTS,
+        Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        Code::Overloaded
+        | Code::ShuttingDown
+        | Code::StoreUnavailable
+        | Code::NotSaved
+        | Code::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
+        // These happen after the first event, where there is no status to set any more.
+        Code::ProviderUnreachable
+        | Code::ProviderTimeout
+        | Code::ProviderRateLimited
+        | Code::ProviderKeyRefused
+        | Code::ProviderRejected
+        | Code::ProviderFailed
+        | Code::ProviderInvalid => StatusCode::BAD_GATEWAY,
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: Body<'a>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    code: &'static str,
+    message: &'a str,
+    request_id: &'a str,
+}
+
+/// The JSON that a client gets for `error`.
+pub(super) fn envelope(error: &Error, request_id: &str) -> String {
+    let body = Body { code: error.code().as_str(), message: error.message(), request_id };
+    serde_json::to_string(&Envelope { error: body }).unwrap_or_default()
+}
+
+/// What a client gets when a handler panics. The panic's own message may hold anything, so it goes nowhere but to the
+/// operator's log, and that by the panic hook.
+pub(super) fn panicked(_panic: Box<dyn Any + Send>) -> Response {
+    Error::internal("a request handler panicked").into_response()
+}

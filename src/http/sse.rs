@@ -1,0 +1,200 @@
+//! The native event stream: a follower of a log, written as server-sent events.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, header};
+use http_body::Frame;
+use serde::Serialize;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::event::{End, Failed, Kind, Seq};
+use crate::id::{MessageId, StreamId};
+use crate::journal::{Follower, Log, View};
+
+/// The header that names the stream.
+pub(super) const X_STREAM_ID: HeaderName = HeaderName::from_static("x-stream-id");
+
+/// The header in which a client names the last event that it has.
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// After so much silence a `ping` tells client and proxies that the stream is alive; proxies give up after 30 s at
+/// the earliest.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How much is written in one go, in bytes, before it must have gone out: what a slow reader costs.
+const FRAME_LEN_MAX: usize = 16 << 10;
+
+/// The events of `log` after `after`, as a response.
+pub(super) fn respond(log: &Arc<Log>, after: Option<Seq>) -> Response {
+    let mut response = Response::new(Body::new(EventStream::new(Follower::new(log, after))));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // nginx and what descends from it would hold events back.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    if let Ok(stream_id) = HeaderValue::from_str(log.stream_id().as_str()) {
+        headers.insert(X_STREAM_ID, stream_id);
+    }
+    response
+}
+
+/// A body that is written as its follower gets events, and no faster than its socket takes them.
+struct EventStream {
+    follower: Follower,
+    frame: BytesMut,
+    silent_since: Instant,
+    ping: Pin<Box<Sleep>>,
+}
+
+impl EventStream {
+    fn new(follower: Follower) -> Self {
+        let now = Instant::now();
+        let ping = Box::pin(sleep_until(now + PING_INTERVAL));
+        Self { follower, frame: BytesMut::new(), silent_since: now, ping }
+    }
+
+    /// Whether a ping is due. The timer is set again only when it fires, rather than at every event.
+    fn poll_ping(&mut self, context: &mut Context<'_>) -> bool {
+        while self.ping.as_mut().poll(context).is_ready() {
+            let due = self.silent_since + PING_INTERVAL;
+            if due <= Instant::now() {
+                self.ping.as_mut().reset(Instant::now() + PING_INTERVAL);
+                return true;
+            }
+            self.ping.as_mut().reset(due);
+        }
+        false
+    }
+}
+
+impl http_body::Body for EventStream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        let mut is_over = false;
+        while this.frame.len() < FRAME_LEN_MAX && !is_over {
+            let frame = &mut this.frame;
+            match this.follower.poll(context, |seq, view| encode(frame, seq, &view)) {
+                Poll::Ready(has_event) => is_over = !has_event,
+                Poll::Pending => break,
+            }
+        }
+        if this.frame.is_empty() {
+            if is_over {
+                return Poll::Ready(None);
+            }
+            if !this.poll_ping(context) {
+                return Poll::Pending;
+            }
+            this.frame.put_slice(b"event: ping\ndata: \n\n");
+        }
+        this.silent_since = Instant::now();
+        Poll::Ready(Some(Ok(Frame::data(this.frame.split().freeze()))))
+    }
+}
+
+/// Writes one event. Text goes as it is, line by line; it holds no carriage return, which would end a line too.
+fn encode(frame: &mut BytesMut, seq: Seq, view: &View<'_>) {
+    match view {
+        View::Start(start) => encode_json(frame, seq, "start", start),
+        View::Text(kind, text) => {
+            let name = match kind {
+                Kind::Reasoning => "reasoning",
+                Kind::Token => "token",
+            };
+            begin(frame, seq, name);
+            for line in text.split('\n') {
+                frame.put_slice(b"data: ");
+                frame.put_slice(line.as_bytes());
+                frame.put_u8(b'\n');
+            }
+            frame.put_u8(b'\n');
+        }
+        View::Sync { content, reasoning } => {
+            encode_json(frame, seq, "sync", &Sync { content, reasoning });
+        }
+        View::End(End::Done(done)) => encode_json(frame, seq, "done", done),
+        View::End(End::Failed(failed)) => {
+            encode_json(frame, seq, "error", &WireFailed::from(failed));
+        }
+    }
+}
+
+fn begin(frame: &mut BytesMut, seq: Seq, name: &str) {
+    // Writing into memory does not fail.
+    let _infallible = write!(frame.writer(), "id: {seq}\nevent: {name}\n");
+}
+
+fn encode_json(frame: &mut BytesMut, seq: Seq, name: &str, value: &impl Serialize) {
+    begin(frame, seq, name);
+    frame.put_slice(b"data: ");
+    // JSON of strings and numbers into memory does not fail, and has no line breaks.
+    let _infallible = serde_json::to_writer(frame.writer(), value);
+    frame.put_slice(b"\n\n");
+}
+
+#[derive(Serialize)]
+struct Sync<'a> {
+    content: &'a str,
+    reasoning: &'a str,
+}
+
+#[derive(Serialize)]
+struct WireFailed<'a> {
+    error: &'a str,
+    code: &'a str,
+    stream_id: &'a StreamId,
+    message_id: Option<MessageId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved: Option<bool>,
+    retryable: bool,
+}
+
+impl<'a> From<&'a Failed> for WireFailed<'a> {
+    fn from(failed: &'a Failed) -> Self {
+        Self {
+            error: &failed.failure.message,
+            code: &failed.failure.code,
+            stream_id: &failed.stream_id,
+            message_id: failed.message_id,
+            saved: failed.saved,
+            retryable: failed.failure.retryable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let mut frame = BytesMut::new();
+        encode(&mut frame, 7, &View::Text(Kind::Token, text));
+        assert_eq!(std::str::from_utf8(&frame).unwrap(), expected);
+    }
+
+    #[test]
+    fn text_is_written_line_by_line_and_cannot_end_its_event() {
+        check("once", "id: 7\nevent: token\ndata: once\n\n");
+        check(" two\nlines", "id: 7\nevent: token\ndata:  two\ndata: lines\n\n");
+        check("\n", "id: 7\nevent: token\ndata: \ndata: \n\n");
+        check(
+            "x\n\nevent: done\n",
+            "id: 7\nevent: token\ndata: x\ndata: \ndata: event: done\ndata: \n\n",
+        );
+    }
+}

@@ -1,0 +1,273 @@
+//! Streams: start one, follow it, stop it, find what it wrote.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json as JsonResponse;
+use axum::extract::State;
+use axum::response::Response;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::extract::{Id, Json, Parameters, invalid};
+use super::sse::{self, LAST_EVENT_ID};
+use crate::app::Relay;
+use crate::auth::Principal;
+use crate::error::{Code, Error};
+use crate::event::Seq;
+use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
+use crate::journal::{Log, Opening, Running};
+use crate::replay;
+use crate::store::{Beat, Page, Place, SavedStream};
+use crate::story::Role;
+use crate::text;
+use crate::turn::{self, Ask, Turn};
+
+/// How long a stop waits for the generation to have been saved, so that whoever reads next sees it stopped. If it takes
+/// longer, it is stopped all the same.
+const STOP_WAIT: Duration = Duration::from_secs(2);
+
+/// The body of `POST /v1/stream`.
+#[derive(Debug, Deserialize)]
+pub(super) struct StartBody {
+    conversation_id: Option<ConversationId>,
+    parent_id: Option<MessageId>,
+    input: Option<String>,
+    messages: Option<Vec<WireMessage>>,
+    system: Option<String>,
+    bot_id: Option<BotId>,
+    max_tokens: Option<u32>,
+    temperature: Option<f64>,
+    stream_id: Option<StreamId>,
+    /// The second half of the two-step reroll.
+    is_alternative: Option<bool>,
+    alternative_id: Option<VariantId>,
+}
+
+/// One message of the caller's own context, as OpenAI has it.
+#[derive(Debug, Deserialize)]
+struct WireMessage {
+    role: WireRole,
+    content: Content,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WireRole {
+    #[serde(alias = "developer")]
+    System,
+    User,
+    Assistant,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "text, or a list of parts {\"type\": \"text\", \"text\": …}")]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Part {
+    Text { text: String },
+}
+
+/// `POST /v1/stream`
+pub(super) async fn start(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Json(body): Json<StartBody>,
+) -> Result<Response, Error> {
+    let log = turn::start(&relay, caller, body.into_turn()?).await?;
+    Ok(sse::respond(&log, None))
+}
+
+/// `GET /v1/streams`
+pub(super) async fn list(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+) -> Result<JsonResponse<Page<Running>>, Error> {
+    let data = relay.journal.running(caller.user()).await?;
+    Ok(JsonResponse(Page { data, next: None }))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct FollowParameters {
+    after: Option<String>,
+}
+
+/// `GET /v1/streams/{stream_id}`
+pub(super) async fn follow(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(stream_id): Id<StreamId>,
+    Parameters(FollowParameters { after }): Parameters<FollowParameters>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let after = cursor(&headers, after.as_deref())?;
+    let log = match relay.journal.find(caller.user(), &stream_id).await? {
+        Some(log) => log,
+        None => rebuild(&relay, &caller, stream_id).await?,
+    };
+    log.opened().await?;
+    Ok(sse::respond(&log, after))
+}
+
+/// `DELETE /v1/streams/{stream_id}`
+pub(super) async fn stop(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Id(stream_id): Id<StreamId>,
+) -> Result<StatusCode, Error> {
+    if let Some(log) = relay.journal.find(caller.user(), &stream_id).await? {
+        log.request_stop();
+        let _elapsed = timeout(STOP_WAIT, log.ended()).await;
+    } else if relay.store.find_stream(&caller, &stream_id).await?.is_none() {
+        return Err(stream_not_found());
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct MessageParameters {
+    stream_id: StreamId,
+}
+
+/// `GET /v1/message-by-stream-id`
+pub(super) async fn message(
+    State(relay): State<Arc<Relay>>,
+    caller: Principal,
+    Parameters(MessageParameters { stream_id }): Parameters<MessageParameters>,
+) -> Result<JsonResponse<SavedStream>, Error> {
+    relay
+        .store
+        .find_stream(&caller, &stream_id)
+        .await?
+        .map(JsonResponse)
+        .ok_or_else(stream_not_found)
+}
+
+/// The log of a stream that the journal has forgotten, from the database.
+async fn rebuild(
+    relay: &Relay,
+    caller: &Principal,
+    stream_id: StreamId,
+) -> Result<Arc<Log>, Error> {
+    let saved = relay.store.find_stream(caller, &stream_id).await?.ok_or_else(stream_not_found)?;
+    let opening = Opening {
+        owner: caller.user(),
+        stream_id,
+        fingerprint: String::new(),
+        started_at: saved.created_at,
+    };
+    Ok(Log::rebuilt(opening, replay::ended(saved)?))
+}
+
+/// Where a reader wants to go on. A browser that reconnects by itself repeats the address it first called, so what its
+/// header says is newer than what the address says.
+fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Seq>, Error> {
+    let header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
+    let Some(cursor) = header.or(after).filter(|cursor| !cursor.is_empty()) else {
+        return Ok(None);
+    };
+    let is_number = cursor.bytes().all(|byte| byte.is_ascii_digit());
+    // Beyond every generation is beyond every generation, by however many digits.
+    is_number.then(|| Some(cursor.parse().unwrap_or(Seq::MAX))).ok_or_else(|| {
+        invalid("`Last-Event-ID` (or `after`) must be the `id` of an event of this stream: a whole number.")
+    })
+}
+
+fn stream_not_found() -> Error {
+    Error::new(
+        Code::StreamNotFound,
+        "There is no such stream of yours. One that saved nothing is forgotten ten minutes after its end.",
+    )
+}
+
+impl StartBody {
+    fn into_turn(self) -> Result<Turn, Error> {
+        check_settings(self.max_tokens, self.temperature)?;
+        if self.input.as_deref().is_some_and(|input| input.trim().is_empty()) {
+            return Err(invalid("`input` is empty. Send the user's message, or leave it out."));
+        }
+        let input = self.input.as_deref().map(|input| text::clean(input).into_owned());
+        let mut messages =
+            self.messages.map(|messages| messages.into_iter().map(Beat::from).collect::<Vec<_>>());
+        let place = match (self.is_alternative.unwrap_or(false), self.conversation_id) {
+            (true, conversation_id) => {
+                let variant_id = self.alternative_id.ok_or_else(|| {
+                    invalid("`is_alternative` needs `alternative_id` and `stream_id`, as `POST /v1/reroll` answered them.")
+                })?;
+                if self.stream_id.is_none() {
+                    return Err(invalid(
+                        "`is_alternative` needs the `stream_id` that `POST /v1/reroll` answered.",
+                    ));
+                }
+                Place::Announced { variant_id, conversation_id }
+            }
+            (false, Some(conversation_id)) => {
+                if input.is_none() && messages.is_none() && self.parent_id.is_none() {
+                    return Err(invalid(
+                        "There is nothing to answer. Send `input`, `messages` or `parent_id`.",
+                    ));
+                }
+                Place::Reply { conversation_id, parent_id: self.parent_id, input }
+            }
+            (false, None) => {
+                if self.parent_id.is_some() {
+                    return Err(invalid("`parent_id` needs `conversation_id`."));
+                }
+                if input.is_none() && messages.is_none() {
+                    return Err(invalid("There is nothing to answer. Send `input` or `messages`."));
+                }
+                let said = input.map(|content| Beat { role: Role::User, content });
+                messages = Some(messages.into_iter().flatten().chain(said).collect());
+                Place::Nowhere
+            }
+        };
+        if messages.as_ref().is_some_and(Vec::is_empty) {
+            return Err(invalid("`messages` is empty."));
+        }
+        let ask = Ask {
+            place,
+            messages,
+            system: self.system,
+            guidance: None,
+            bot_id: self.bot_id,
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+        };
+        Ok(Turn { stream_id: self.stream_id.unwrap_or_else(StreamId::random), ask })
+    }
+}
+
+/// The limits of what every provider takes.
+pub(super) fn check_settings(
+    max_tokens: Option<u32>,
+    temperature: Option<f64>,
+) -> Result<(), Error> {
+    if max_tokens == Some(0) {
+        return Err(invalid("`max_tokens` must be 1 or more, or absent."));
+    }
+    if temperature.is_some_and(|temperature| !(0.0..=2.0).contains(&temperature)) {
+        return Err(invalid("`temperature` must be from 0 to 2, or absent."));
+    }
+    Ok(())
+}
+
+impl From<WireMessage> for Beat {
+    fn from(message: WireMessage) -> Self {
+        let role = match message.role {
+            WireRole::System => Role::System,
+            WireRole::User => Role::User,
+            WireRole::Assistant => Role::Assistant,
+        };
+        let content = match message.content {
+            Content::Text(text) => text,
+            Content::Parts(parts) => parts.into_iter().map(|Part::Text { text }| text).collect(),
+        };
+        Self { role, content: text::clean(&content).into_owned() }
+    }
+}

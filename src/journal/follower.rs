@@ -1,0 +1,122 @@
+//! Reading a generation: everything after a cursor, merged into few events, then live; no gap and no repeat.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::log::{Log, Phase, Seat, State};
+use crate::event::{End, Kind, SEQ_START, Seq, Start};
+use crate::text;
+
+/// The most text that one event carries, in bytes: what a follower hands over at once is what its socket must hold, so
+/// a reader that comes late to a long text gets it in parts as it reads them.
+const EVENT_TEXT_LEN_MAX: usize = 64 << 10;
+
+/// One event as a follower sees it, borrowed from the log.
+#[derive(Debug)]
+pub enum View<'a> {
+    /// The generation has begun.
+    Start(&'a Start),
+    /// The cursor could not be honoured: this replaces all text that the reader has.
+    Sync {
+        /// All content so far.
+        content: &'a str,
+        /// All reasoning so far.
+        reasoning: &'a str,
+    },
+    /// More text.
+    Text(Kind, &'a str),
+    /// The generation has ended; nothing follows.
+    End(&'a End),
+}
+
+/// A reader's place in a generation. As long as one exists, the generation is not deserted.
+#[derive(Debug)]
+pub struct Follower {
+    seat: Seat,
+    /// The position of the last event that was handed over; 0: none.
+    after: Seq,
+    is_done: bool,
+}
+
+impl Follower {
+    /// A follower that goes on after `after`, or begins with `start`.
+    #[must_use]
+    pub fn new(log: &Arc<Log>, after: Option<Seq>) -> Self {
+        Self { seat: Seat::take(log), after: after.unwrap_or(0), is_done: false }
+    }
+
+    /// Hands the next event to `on_event`, or registers to be woken when there is one. Ready with `false` when the end
+    /// has been handed over, and in a generation that was refused, which has no events.
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        on_event: impl FnOnce(Seq, View<'_>),
+    ) -> Poll<bool> {
+        if self.is_done {
+            return Poll::Ready(false);
+        }
+        let place = self.seat.place();
+        let log = Arc::clone(self.seat.log());
+        let mut state = log.lock();
+        match &state.phase {
+            Phase::Opening => {}
+            Phase::Refused(_) => return Poll::Ready(false),
+            Phase::Open(start) | Phase::Ended(start, ..) => {
+                if let Some(after) = self.hand_over(&state, start, on_event) {
+                    self.is_done = after == state.tail() && matches!(state.phase, Phase::Ended(..));
+                    self.after = after;
+                    return Poll::Ready(true);
+                }
+            }
+        }
+        state.followers.wait(place, context.waker());
+        Poll::Pending
+    }
+
+    /// The position of the event that was handed over, if there was one.
+    fn hand_over(
+        &self,
+        state: &State,
+        start: &Start,
+        on_event: impl FnOnce(Seq, View<'_>),
+    ) -> Option<Seq> {
+        if self.after < SEQ_START {
+            on_event(SEQ_START, View::Start(start));
+            return Some(SEQ_START);
+        }
+        let text_end = SEQ_START + state.text.len() as Seq;
+        if !self.can_go_on(state, text_end) {
+            let (content, reasoning) = (state.text_of(Kind::Token), state.text_of(Kind::Reasoning));
+            on_event(text_end, View::Sync { content: &content, reasoning: &reasoning });
+            return Some(text_end);
+        }
+        if self.after < text_end {
+            // Below the length of a string in memory, so it fits.
+            let from = usize::try_from(self.after - SEQ_START).ok()?;
+            let (kind, run_end) = state.run_at(from);
+            let piece = text::prefix(&state.text[from..run_end], EVENT_TEXT_LEN_MAX);
+            let seq = self.after + piece.len() as Seq;
+            on_event(seq, View::Text(kind, piece));
+            return Some(seq);
+        }
+        // A reader that has seen the end and asks all the same gets it again, so that it need not guess.
+        match &state.phase {
+            Phase::Ended(_, end, _) => {
+                on_event(text_end + 1, View::End(end));
+                Some(text_end + 1)
+            }
+            Phase::Opening | Phase::Refused(_) | Phase::Open(_) => None,
+        }
+    }
+
+    /// Whether a reader at the cursor has exactly the text before it.
+    fn can_go_on(&self, state: &State, text_end: Seq) -> bool {
+        if self.after == SEQ_START || self.after == text_end || self.after == state.tail() {
+            return true;
+        }
+        !state.is_order_lost
+            && self.after < text_end
+            && usize::try_from(self.after - SEQ_START)
+                .is_ok_and(|at| state.text.is_char_boundary(at))
+    }
+}

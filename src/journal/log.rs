@@ -1,0 +1,326 @@
+//! The events of one generation in memory, and everybody who waits for the next one.
+//!
+//! The text is one string and a position is a number of its bytes (see [`crate::event`]), so a thousand tokens cost the
+//! bytes of their text and no more, whoever reads at whatever pace. Locks are held for the time of a copy and never
+//! across an await; whoever is to be woken is woken after the lock is gone, so that it does not wake up to wait for it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use tokio::time::Instant;
+
+use super::{Opening, Running};
+use crate::error::Error;
+use crate::event::{End, Kind, SEQ_START, Seq, Start};
+use crate::id::{StreamId, UserId};
+
+/// The most text of one generation, in bytes of reasoning and content together. No model writes as much in one answer;
+/// a provider that does is broken or hostile.
+pub(super) const TEXT_LEN_MAX: usize = 4 << 20;
+
+/// A generation that is over, as the database has it.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its first event.
+    pub start: Start,
+    /// All its reasoning.
+    pub reasoning: String,
+    /// All its content.
+    pub content: String,
+    /// Its last event.
+    pub end: End,
+}
+
+/// One generation, shared by its writer and its followers.
+#[derive(Debug)]
+pub struct Log {
+    opening: Opening,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) phase: Phase,
+    /// Reasoning and content in the order in which they came.
+    pub(super) text: String,
+    /// Where in `text` each stretch of one kind begins.
+    pub(super) runs: Vec<Run>,
+    /// Of a log rebuilt from the database: the order of reasoning and content is not known, so no position in between is.
+    pub(super) is_order_lost: bool,
+    pub(super) followers: Followers,
+    pub(super) stop_requested: bool,
+    /// Whoever watches for the writer what followers want.
+    pub(super) writer: Option<Waker>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Phase {
+    /// Claimed; whether it can begin is being found out.
+    Opening,
+    /// It could not begin. Everybody who attached gets this answer.
+    Refused(Error),
+    /// It is being written.
+    Open(Arc<Start>),
+    /// It has ended, then.
+    Ended(Arc<Start>, Arc<End>, Instant),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub(super) begin: usize,
+    pub(super) kind: Kind,
+}
+
+/// Who reads, and since when nobody does.
+#[derive(Debug)]
+pub(super) struct Followers {
+    /// One place for each follower; `None` where nobody waits at the moment.
+    places: Vec<Option<Waker>>,
+    vacant: Vec<usize>,
+    deserted_since: Option<Instant>,
+}
+
+impl Followers {
+    fn new() -> Self {
+        Self { places: Vec::new(), vacant: Vec::new(), deserted_since: Some(Instant::now()) }
+    }
+
+    pub(super) fn join(&mut self) -> usize {
+        self.deserted_since = None;
+        self.vacant.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            self.places.len() - 1
+        })
+    }
+
+    /// Whether that was the last one.
+    pub(super) fn leave(&mut self, place: usize) -> bool {
+        self.places[place] = None;
+        self.vacant.push(place);
+        let is_last = self.vacant.len() == self.places.len();
+        if is_last {
+            self.deserted_since = Some(Instant::now());
+        }
+        is_last
+    }
+
+    pub(super) fn wait(&mut self, place: usize, waker: &Waker) {
+        match &mut self.places[place] {
+            Some(known) => known.clone_from(waker),
+            vacant @ None => *vacant = Some(waker.clone()),
+        }
+    }
+
+    /// Everybody who waits, to be woken when the lock is gone.
+    #[must_use]
+    pub(super) fn take_waiting(&mut self) -> Vec<Waker> {
+        self.places.iter_mut().filter_map(Option::take).collect()
+    }
+
+    pub(super) fn deserted_since(&self) -> Option<Instant> {
+        self.deserted_since
+    }
+}
+
+impl State {
+    /// The position of the last event there is; 0 if there is none.
+    pub(super) fn tail(&self) -> Seq {
+        let text_end = SEQ_START + self.text.len() as Seq;
+        match self.phase {
+            Phase::Opening | Phase::Refused(_) => 0,
+            Phase::Open(_) => text_end,
+            Phase::Ended(..) => text_end + 1,
+        }
+    }
+
+    /// All text of one kind.
+    pub(super) fn text_of(&self, kind: Kind) -> String {
+        let ends = self.runs.iter().skip(1).map(|run| run.begin).chain([self.text.len()]);
+        self.runs
+            .iter()
+            .zip(ends)
+            .filter(|(run, _)| run.kind == kind)
+            .map(|(run, end)| &self.text[run.begin..end])
+            .collect()
+    }
+
+    /// The stretch of text of one kind that begins at byte `from`, which is before the end: its kind and its end.
+    pub(super) fn run_at(&self, from: usize) -> (Kind, usize) {
+        let next = self.runs.partition_point(|run| run.begin <= from);
+        (self.runs[next - 1].kind, self.runs.get(next).map_or(self.text.len(), |run| run.begin))
+    }
+
+    pub(super) fn replay(&mut self, Ended { start, reasoning, content, end }: Ended) {
+        for (kind, text) in [(Kind::Reasoning, &reasoning), (Kind::Token, &content)] {
+            if !text.is_empty() {
+                self.push(kind, text);
+            }
+        }
+        self.is_order_lost = !reasoning.is_empty();
+        self.phase = Phase::Ended(Arc::new(start), Arc::new(end), Instant::now());
+    }
+
+    pub(super) fn push(&mut self, kind: Kind, text: &str) {
+        if self.runs.last().is_none_or(|run| run.kind != kind) {
+            self.runs.push(Run { begin: self.text.len(), kind });
+        }
+        self.text.push_str(text);
+    }
+}
+
+impl Log {
+    pub(super) fn new(opening: Opening) -> Arc<Self> {
+        let state = State {
+            phase: Phase::Opening,
+            text: String::new(),
+            runs: Vec::new(),
+            is_order_lost: false,
+            followers: Followers::new(),
+            stop_requested: false,
+            writer: None,
+        };
+        Arc::new(Self { opening, state: Mutex::new(state) })
+    }
+
+    /// The log of a generation that is over, from what the database has of it. Positions in a text without reasoning
+    /// are what they were; with reasoning, a follower with a cursor is told to replace what it has.
+    #[must_use]
+    pub fn rebuilt(opening: Opening, ended: Ended) -> Arc<Self> {
+        let log = Self::new(opening);
+        log.lock().replay(ended);
+        log
+    }
+
+    /// Returns once the generation has begun: somebody can follow it now.
+    ///
+    /// # Errors
+    /// Why it cannot begin, to everybody who waited for it.
+    pub async fn opened(self: &Arc<Self>) -> Result<(), Error> {
+        // A waiter is no follower, but it counts as somebody who is there.
+        let mut seat = Seat::take(self);
+        std::future::poll_fn(|context| {
+            let mut state = self.lock();
+            match &state.phase {
+                Phase::Opening => {
+                    state.followers.wait(seat.place(), context.waker());
+                    Poll::Pending
+                }
+                Phase::Refused(error) => Poll::Ready(Err(error.clone())),
+                Phase::Open(_) | Phase::Ended(..) => Poll::Ready(Ok(())),
+            }
+        })
+        .await
+    }
+
+    /// Returns once the generation has ended or was refused.
+    pub async fn ended(self: &Arc<Self>) {
+        let mut seat = Seat::take(self);
+        std::future::poll_fn(|context| {
+            let mut state = self.lock();
+            if matches!(state.phase, Phase::Opening | Phase::Open(_)) {
+                state.followers.wait(seat.place(), context.waker());
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Asks the writer to end the generation as stopped. Without effect on one that has ended.
+    pub fn request_stop(&self) {
+        let writer = {
+            let mut state = self.lock();
+            state.stop_requested = true;
+            state.writer.take()
+        };
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> UserId {
+        self.opening.owner
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn stream_id(&self) -> &StreamId {
+        &self.opening.stream_id
+    }
+
+    /// Tells the turn that it answers from every other one.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.opening.fingerprint
+    }
+
+    /// What `GET /v1/streams` says of it; `None` unless it is being written.
+    #[must_use]
+    pub fn running(&self) -> Option<Running> {
+        let Phase::Open(start) = &self.lock().phase else { return None };
+        Some(Running {
+            stream_id: start.stream_id.clone(),
+            conversation_id: start.conversation_id,
+            message_id: start.message_id,
+            variant_id: start.variant_id,
+            started_at: self.opening.started_at,
+        })
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self.lock().phase, Phase::Refused(_))
+    }
+
+    pub(super) fn ended_at(&self) -> Option<Instant> {
+        match self.lock().phase {
+            Phase::Ended(.., at) => Some(at),
+            Phase::Opening | Phase::Refused(_) | Phase::Open(_) => None,
+        }
+    }
+
+    pub(super) fn text_len(&self) -> usize {
+        self.lock().text.len()
+    }
+
+    /// A panic while the lock is held cannot leave the state half changed: every change of it is one push or one
+    /// assignment. So a poisoned lock is as good as any.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among a log's followers, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    log: Arc<Log>,
+    place: usize,
+}
+
+impl Seat {
+    pub(super) fn take(log: &Arc<Log>) -> Self {
+        Self { log: Arc::clone(log), place: log.lock().followers.join() }
+    }
+
+    pub(super) fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    pub(super) fn place(&mut self) -> usize {
+        self.place
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let writer = {
+            let mut state = self.log.lock();
+            // The writer has to know since when it writes for nobody.
+            if state.followers.leave(self.place) { state.writer.take() } else { None }
+        };
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+    }
+}

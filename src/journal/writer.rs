@@ -1,0 +1,180 @@
+//! Writing a generation: begin it or refuse it, append, end it. Exactly one end, whatever happens to the writer.
+
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::time::Instant;
+
+use super::log::{Ended, Log, Phase, State, TEXT_LEN_MAX};
+use crate::error::{Code, Error};
+use crate::event::{End, Failed, Failure, Kind, Start};
+
+/// What followers want of the writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Somebody asked to stop.
+    Stop,
+    /// The last follower left, then. It holds until somebody comes back.
+    Deserted(Instant),
+}
+
+/// The right to write one generation. Dropped without an end, it ends the generation as failed, so that no follower
+/// waits for ever.
+#[derive(Debug)]
+pub struct Writer {
+    log: Arc<Log>,
+}
+
+/// A look at what followers want, apart from the writer so that it can be awaited while text is appended.
+#[derive(Debug)]
+pub struct Watch {
+    log: Arc<Log>,
+    /// The last [`Control::Deserted`] that was reported, so that each is reported once.
+    deserted_since: Option<Instant>,
+}
+
+impl Writer {
+    pub(super) fn new(log: Arc<Log>) -> Self {
+        Self { log }
+    }
+
+    /// The log being written.
+    #[must_use]
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// Says that the generation cannot begin, to all who attached. Its name is free again.
+    pub fn refuse(self, error: Error) {
+        self.change(|state| {
+            if matches!(state.phase, Phase::Opening) {
+                state.phase = Phase::Refused(error);
+            }
+        });
+    }
+
+    /// Begins: `start` is the first event.
+    pub fn open(&self, start: Start) {
+        self.change(|state| {
+            if matches!(state.phase, Phase::Opening) {
+                state.phase = Phase::Open(Arc::new(start));
+            }
+        });
+    }
+
+    /// Appends pieces of text that followers then see, all at once.
+    ///
+    /// # Errors
+    /// `ProviderInvalid` if the text would be longer than any honest answer; then nothing was appended.
+    pub fn append<'a>(
+        &self,
+        pieces: impl Iterator<Item = (Kind, &'a str)> + Clone,
+    ) -> Result<(), Error> {
+        let len: usize = pieces.clone().map(|(_, text)| text.len()).sum();
+        if len == 0 {
+            return Ok(());
+        }
+        self.change(|state| {
+            if state.text.len() + len > TEXT_LEN_MAX {
+                return Err(Error::new(
+                    Code::ProviderInvalid,
+                    "The provider sent more text than an answer can have. Set `max_tokens` in the bot.",
+                ));
+            }
+            for (kind, text) in pieces.filter(|(_, text)| !text.is_empty()) {
+                state.push(kind, text);
+            }
+            Ok(())
+        })
+    }
+
+    /// All reasoning and all content that was appended.
+    #[must_use]
+    pub fn texts(&self) -> (String, String) {
+        let state = self.log.lock();
+        (state.text_of(Kind::Reasoning), state.text_of(Kind::Token))
+    }
+
+    /// Fills in a generation that turned out to be over.
+    pub fn replay(self, ended: Ended) {
+        self.change(|state| state.replay(ended));
+    }
+
+    /// What followers want. One watch at a time.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch { log: Arc::clone(&self.log), deserted_since: None }
+    }
+
+    /// Ends the generation: `end` is the last event.
+    pub fn end(self, end: End) {
+        self.end_with(end);
+    }
+
+    fn end_with(&self, end: End) {
+        self.change(|state| {
+            if let Phase::Open(start) = &state.phase {
+                state.phase = Phase::Ended(Arc::clone(start), Arc::new(end), Instant::now());
+                // What is read for ten minutes more need not hold room to grow.
+                state.text.shrink_to_fit();
+            }
+        });
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let (changed, waiting) = {
+            let mut state = self.log.lock();
+            let changed = change(&mut state);
+            (changed, state.followers.take_waiting())
+        };
+        for follower in waiting {
+            follower.wake();
+        }
+        changed
+    }
+}
+
+impl Watch {
+    /// Returns when followers want something. Cancel safe: what was not returned is returned by the next call.
+    pub async fn control(&mut self) -> Control {
+        let (log, reported) = (&self.log, &mut self.deserted_since);
+        std::future::poll_fn(|context| {
+            let mut state = log.lock();
+            if state.stop_requested {
+                return Poll::Ready(Control::Stop);
+            }
+            let deserted_since = state.followers.deserted_since();
+            let news = deserted_since.filter(|_| deserted_since != *reported);
+            *reported = deserted_since;
+            if let Some(since) = news {
+                return Poll::Ready(Control::Deserted(since));
+            }
+            state.writer = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Since when nobody follows; `None` while somebody does.
+    #[must_use]
+    pub fn deserted_since(&self) -> Option<Instant> {
+        self.log.lock().followers.deserted_since()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let lost = || Error::internal("the task of a generation ended without an end");
+        let phase = self.log.lock().phase.clone();
+        match phase {
+            Phase::Opening => self.change(|state| state.phase = Phase::Refused(lost())),
+            Phase::Open(start) => self.end_with(End::Failed(Failed {
+                failure: Failure::from(&lost()),
+                stream_id: start.stream_id.clone(),
+                message_id: start.message_id,
+                saved: start.message_id.map(|_| false),
+            })),
+            Phase::Refused(_) | Phase::Ended(..) => {}
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Storytellr Relay: the service between a story app's frontend, its database and the providers of language models.
+//!
+//! It authenticates the reader, decides which bot answers, streams the answer token by token, and saves it exactly
+//! once, whatever fails. `ARCHITECTURE.md` has the map and the life of one request; the modules below are in reading
+//! order, and each may use those above it and none below, but for [`app`], which knows all.
+//!
+//! - Vocabulary, pure: [`id`], [`error`], [`event`], [`bot`], [`story`], [`text`], [`clock`], [`prompt`].
+//! - Ports, each a folder with its contract in `mod.rs` and one adapter a file: [`auth`], [`limits`], [`provider`],
+//!   [`journal`], [`store`].
+//! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`replay`] puts one together that is over.
+//! - Faces: [`http`].
+//! - Composition: [`config`], [`app`], [`lifecycle`], [`telemetry`], [`dev`], [`cli`].
+
+pub mod bot;
+pub mod clock;
+pub mod error;
+pub mod event;
+pub mod id;
+pub mod prompt;
+pub mod story;
+pub mod text;
+
+pub mod auth;
+pub mod journal;
+pub mod limits;
+pub mod provider;
+pub mod store;
+
+pub mod generation;
+pub mod replay;
+pub mod turn;
+
+pub mod http;
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod dev;
+pub mod lifecycle;
+pub mod telemetry;

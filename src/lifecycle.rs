@@ -1,0 +1,94 @@
+//! The relay's tasks and their end: nothing runs that shutdown does not wait for.
+//!
+//! Shutdown has two steps. *Draining*: no new work begins, what runs may finish. *Ending*: what still runs is ended and
+//! saved. A second signal goes straight to the second step.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+/// How long ended generations may take to save and to tell their followers before the process ends all the same.
+/// A save is tried for some three seconds.
+const ENDING_TIME: Duration = Duration::from_secs(10);
+
+/// All tasks of the process. Cloning gives another handle to the same.
+#[derive(Debug, Clone, Default)]
+pub struct Tasks {
+    generations: TaskTracker,
+    draining: CancellationToken,
+    ending: CancellationToken,
+}
+
+impl Tasks {
+    /// Starts a generation, which shutdown waits for.
+    pub fn spawn(&self, generation: impl Future<Output = ()> + Send + 'static) {
+        self.generations.spawn(generation);
+    }
+
+    /// Whether no new work may begin.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// Cancelled when no new work may begin.
+    #[must_use]
+    pub fn draining(&self) -> CancellationToken {
+        self.draining.clone()
+    }
+
+    /// Cancelled when running generations have to end.
+    #[must_use]
+    pub fn ending(&self) -> CancellationToken {
+        self.ending.clone()
+    }
+
+    /// Lets no new work begin, gives running generations `drain` to finish, ends the rest, and returns when all are
+    /// saved or their time is over. `hurry` cuts the first part short.
+    pub async fn shut_down(&self, drain: Duration, hurry: impl Future<Output = ()>) {
+        self.draining.cancel();
+        self.generations.close();
+        info!(generations = self.generations.len(), drain_s = drain.as_secs_f64(), "draining");
+        tokio::select! {
+            () = self.generations.wait() => {}
+            () = tokio::time::sleep(drain) => {}
+            () = hurry => {}
+        }
+        self.ending.cancel();
+        if tokio::time::timeout(ENDING_TIME, self.generations.wait()).await.is_err() {
+            warn!(generations = self.generations.len(), "generations did not end in time");
+        }
+    }
+}
+
+/// Signals that ask the process to end.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// From now on signals are noticed here and do not end the process by themselves.
+    ///
+    /// # Errors
+    /// If the operating system does not let signals be noticed.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Returns at the next SIGTERM or SIGINT.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Providers of language models: what they are asked, and what they answer, whoever they are.
+//!
+//! There is one dialect, OpenAI's chat completions over SSE; each provider's habits are data in `habits.rs`. The
+//! `demo` needs no network. A request is tried again only as long as no token has come: after that a second try
+//! would give the reader a second answer.
+
+mod chunk;
+mod demo;
+mod habits;
+mod openai;
+mod registry;
+mod retry;
+pub mod sse;
+
+use std::sync::Arc;
+
+use crate::bot::Reasoning;
+use crate::error::Error;
+use crate::event::{Kind, Usage};
+use crate::store::Beat;
+use crate::text;
+
+use openai::Endpoint;
+pub(crate) use registry::known_names;
+pub use registry::{Added, Providers, UpstreamAllow, key_variable};
+
+/// What a provider is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The provider's name of the model.
+    pub model: String,
+    /// The prompt.
+    pub messages: Vec<Beat>,
+    /// Tokens that the answer may have; absent: the provider's default.
+    pub max_tokens: Option<u32>,
+    /// Randomness; absent: the provider's default.
+    pub temperature: Option<f64>,
+    /// How much the model thinks; absent: the provider's default.
+    pub reasoning: Option<Reasoning>,
+}
+
+/// A request and where it goes.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Where it goes.
+    pub target: Target,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// A provider that can be called: its address and its key are known.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// The built-in storyteller.
+    Demo,
+    /// A server that speaks the dialect.
+    Endpoint(Arc<Endpoint>),
+}
+
+impl Target {
+    /// The provider's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Demo => demo::NAME,
+            Self::Endpoint(endpoint) => endpoint.name(),
+        }
+    }
+}
+
+/// An answer that is coming in.
+#[derive(Debug)]
+pub enum Completion {
+    /// From the built-in storyteller.
+    Demo(demo::Story),
+    /// From a server.
+    Stream(Box<openai::Stream>),
+}
+
+impl Completion {
+    /// Waits for more of the answer and adds it to `batch`. Cancel safe: what was not added is added by the next call.
+    ///
+    /// # Errors
+    /// Why there will be no more. What had come before it is in `batch` all the same.
+    pub async fn read(&mut self, batch: &mut Batch) -> Result<Progress, Error> {
+        match self {
+            Self::Demo(story) => Ok(story.read(batch).await),
+            Self::Stream(stream) => stream.read(batch).await.map_err(|refusal| refusal.error),
+        }
+    }
+}
+
+/// How far an answer has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// There may be more.
+    More,
+    /// That was all.
+    Completed(Completed),
+}
+
+/// The end of an answer that came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completed {
+    /// Why it ended, in OpenAI's words.
+    pub finish_reason: String,
+    /// The provider's count, if it gave one.
+    pub usage: Option<Usage>,
+}
+
+/// Text that came in together, to be passed on together. Used again and again, so that a token costs no allocation.
+#[derive(Debug)]
+pub struct Batch {
+    text: String,
+    /// The kind of each stretch of text, and where it ends.
+    runs: Vec<(Kind, usize)>,
+    has_tokens: bool,
+    shows_reasoning: bool,
+}
+
+impl Batch {
+    /// An empty batch. Reasoning that is not shown is dropped here, before anybody could see or keep it.
+    #[must_use]
+    pub fn new(shows_reasoning: bool) -> Self {
+        Self { text: String::new(), runs: Vec::new(), has_tokens: false, shows_reasoning }
+    }
+
+    /// Adds text as the provider sent it; it is cleaned here, once and for all.
+    pub fn push(&mut self, kind: Kind, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        self.has_tokens = true;
+        if kind == Kind::Reasoning && !self.shows_reasoning {
+            return;
+        }
+        self.text.push_str(&text::clean(text));
+        match self.runs.last_mut() {
+            Some((last, end)) if *last == kind => *end = self.text.len(),
+            _ => self.runs.push((kind, self.text.len())),
+        }
+    }
+
+    /// Whether the model has said anything, shown or not.
+    #[must_use]
+    pub fn has_tokens(&self) -> bool {
+        self.has_tokens
+    }
+
+    /// What is in it, in order.
+    pub fn pieces(&self) -> impl Iterator<Item = (Kind, &str)> + Clone {
+        let begins = std::iter::once(0).chain(self.runs.iter().map(|(_, end)| *end));
+        self.runs.iter().zip(begins).map(|((kind, end), begin)| (*kind, &self.text[begin..*end]))
+    }
+
+    /// Empties it and keeps its room.
+    pub fn clear(&mut self) {
+        self.text.clear();
+        self.runs.clear();
+        self.has_tokens = false;
+    }
+}

@@ -1,0 +1,350 @@
+//! OpenAI's chat completions over SSE: the request, the first answer to it, and the stream that follows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{StatusCode, header};
+use reqwest::Response;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, timeout, timeout_at};
+use url::Url;
+
+use super::chunk::{self, ChunkError};
+use super::habits::Habits;
+use super::sse::Decoder;
+use super::{Batch, Completed, Progress, Request};
+use crate::error::{Code, Error};
+use crate::event::{Kind, Usage};
+use crate::text;
+
+/// How long a stream may go on after its finish reason: usage and `[DONE]` come right behind it or not at all.
+const TRAILER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How much of an error's body is read, in bytes, and how long that may take. Honest ones are far below both.
+const ERROR_BODY_LEN_MAX: usize = 64 << 10;
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a reader is told to wait for a provider that limits requests and names no time.
+const RATE_LIMIT_WAIT: Duration = Duration::from_secs(30);
+
+/// How much of a provider's own words a client is shown, in bytes.
+const PROVIDER_WORDS_LEN_MAX: usize = 300;
+
+/// The longest finish reason that is passed on, in bytes; OpenAI's longest word has 14.
+const FINISH_REASON_LEN_MAX: usize = 64;
+
+/// A server that speaks the dialect, with the key it is asked with.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub(super) name: String,
+    pub(super) chat_completions: Url,
+    pub(super) key: Option<SecretString>,
+    pub(super) habits: Habits,
+}
+
+/// Why one try failed, and whether another makes sense.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) error: Error,
+    pub(super) is_worth_another_try: bool,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, is_worth_another_try: false }
+    }
+}
+
+/// An answer that is coming in from a server. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct Stream {
+    endpoint: Arc<Endpoint>,
+    response: Response,
+    decoder: Decoder,
+    end: End,
+}
+
+/// What is known of the end of a stream.
+#[derive(Debug, Default)]
+struct End {
+    finish_reason: Option<String>,
+    usage: Option<Usage>,
+    /// When it will be taken for ended, after its finish reason has come.
+    deadline: Option<Instant>,
+    is_done: bool,
+}
+
+impl Endpoint {
+    /// The provider's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes the request once. When it returns, the provider has accepted it and answers with an event stream.
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        client: &reqwest::Client,
+        request: &Request,
+    ) -> Result<Stream, Refusal> {
+        let mut call = client
+            .post(self.chat_completions.clone())
+            .header(header::ACCEPT, "text/event-stream")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(self.body(request).to_string());
+        if let Some(key) = &self.key {
+            call = call.bearer_auth(key.expose_secret());
+        }
+        let response = call.send().await.map_err(|error| Refusal {
+            error: self.unreachable().with_detail(describe(error)),
+            is_worth_another_try: true,
+        })?;
+        let content_type =
+            response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or("no content type").to_ascii_lowercase();
+        if response.status() == StatusCode::OK && content_type.starts_with("text/event-stream") {
+            return Ok(Stream {
+                endpoint: Arc::clone(self),
+                response,
+                decoder: Decoder::new(),
+                end: End::default(),
+            });
+        }
+        Err(self.refusal(response, &content_type, &request.model).await)
+    }
+
+    fn body(&self, request: &Request) -> Value {
+        let messages: Vec<_> = request
+            .messages
+            .iter()
+            .map(|beat| json!({"role": beat.role.as_str(), "content": beat.content}))
+            .collect();
+        let mut body = Map::from_iter([
+            ("model".to_owned(), json!(request.model)),
+            ("messages".to_owned(), Value::Array(messages)),
+            ("stream".to_owned(), json!(true)),
+        ]);
+        if self.habits.asks_usage {
+            body.insert("stream_options".to_owned(), json!({"include_usage": true}));
+        }
+        if let Some(max_tokens) = request.max_tokens {
+            body.insert(self.habits.max_tokens.to_owned(), json!(max_tokens));
+        }
+        if let Some(temperature) = request.temperature {
+            body.insert("temperature".to_owned(), json!(temperature));
+        }
+        if let Some(reasoning) = request.reasoning {
+            self.habits.reasoning.apply(reasoning, &mut body);
+        }
+        Value::Object(body)
+    }
+
+    fn unreachable(&self) -> Error {
+        Error::new(
+            Code::ProviderUnreachable,
+            format!("The provider `{}` cannot be reached. Try again in a moment.", self.name),
+        )
+    }
+
+    /// What an answer that is no event stream means.
+    async fn refusal(&self, response: Response, content_type: &str, model: &str) -> Refusal {
+        let status = response.status();
+        let retry_after = super::retry::retry_after(response.headers(), crate::clock::now());
+        let body = error_body(response).await;
+        let words = chunk::parse_error_body(&body)
+            .map(|error| self.scrub(&error.message))
+            .unwrap_or_default();
+        let (code, what) = match (status.as_u16(), words.as_str()) {
+            (200, words) if !words.is_empty() => (Code::ProviderFailed, format!("failed: {words}")),
+            (200..=299, _) => (
+                Code::ProviderInvalid,
+                format!("did not answer with an event stream but with {content_type}. Its base URL is probably wrong."),
+            ),
+            (300..=399, _) => (
+                Code::ProviderInvalid,
+                "redirects to another address, which the relay does not follow. Its base URL must be the final one.".to_owned(),
+            ),
+            (401 | 403, _) => {
+                (Code::ProviderKeyRefused, "refused the relay's key. Whoever runs the relay must check it.".to_owned())
+            }
+            (402, _) => (Code::ProviderRejected, "gives no more credit to the relay's account.".to_owned()),
+            (404, _) => (
+                Code::ProviderRejected,
+                format!("does not know the model `{model}`, or its base URL is wrong. Choose another model in the bot."),
+            ),
+            (429, _) => {
+                let wait = retry_after.unwrap_or(RATE_LIMIT_WAIT).as_secs().max(1);
+                (Code::ProviderRateLimited, format!("takes no more requests for now. Try again in {wait} s."))
+            }
+            (status @ (408 | 500..=599), _) => (Code::ProviderFailed, format!("failed ({status}). Try again in a moment.")),
+            (status, "") => (Code::ProviderRejected, format!("rejected the request ({status}). Check the bot's settings.")),
+            (_, words) => (Code::ProviderRejected, format!("rejected the request: {words}")),
+        };
+        let mut error = Error::new(code, format!("The provider `{}` {what}", self.name))
+            .with_detail(format!("status {status}, {content_type}: {words}"));
+        if let Some(wait) = retry_after {
+            error = error.with_retry_after(wait);
+        }
+        let is_bearable = retry_after.is_none_or(|wait| wait <= super::retry::RETRY_AFTER_MAX);
+        Refusal {
+            error,
+            is_worth_another_try: is_bearable && super::retry::is_worth_another_try(status),
+        }
+    }
+
+    /// A provider's own words, without any key in them: some echo the one they were sent.
+    fn scrub(&self, words: &str) -> String {
+        let mut words = words.to_owned();
+        if let Some(key) =
+            self.key.as_ref().map(ExposeSecret::expose_secret).filter(|key| !key.is_empty())
+        {
+            words = words.replace(key, "[key]");
+        }
+        let looks_like_a_key =
+            |word: &str| ["sk-", "gsk_", "xai-", "AIza"].iter().any(|prefix| word.contains(prefix));
+        let words: Vec<_> = words
+            .split_whitespace()
+            .map(|word| if looks_like_a_key(word) { "[key]" } else { word })
+            .collect();
+        text::prefix(&words.join(" "), PROVIDER_WORDS_LEN_MAX).to_owned()
+    }
+
+    /// An error that the provider sent in the stream.
+    fn said(&self, error: &ChunkError) -> Error {
+        let (words, name) = (self.scrub(&error.message), &self.name);
+        let code = error.code.as_deref().unwrap_or_default();
+        if code == "429" || code.contains("rate_limit") {
+            return Error::new(
+                Code::ProviderRateLimited,
+                format!(
+                    "The provider `{name}` broke off because of its limits. Try again in a moment."
+                ),
+            )
+            .with_detail(words);
+        }
+        Error::new(
+            Code::ProviderFailed,
+            format!("The provider `{name}` broke off: {words}. Try again."),
+        )
+        .with_detail(format!("code {}", self.scrub(code)))
+    }
+}
+
+impl Stream {
+    /// Waits for more of the answer. Cancel safe.
+    pub(super) async fn read(&mut self, batch: &mut Batch) -> Result<Progress, Refusal> {
+        let next = match self.end.deadline {
+            None => self.response.chunk().await,
+            Some(deadline) => timeout_at(deadline, self.response.chunk()).await.unwrap_or(Ok(None)),
+        };
+        match next {
+            Ok(Some(bytes)) => self.decode(&bytes, batch)?,
+            Ok(None) | Err(_) if self.end.finish_reason.is_some() => self.end.is_done = true,
+            Ok(None) => {
+                return Err(
+                    invalid(&self.endpoint, "ended the answer before it was finished").into()
+                );
+            }
+            Err(error) => {
+                let broken = format!(
+                    "The connection to the provider `{}` broke off. Try again.",
+                    self.endpoint.name
+                );
+                let error =
+                    Error::new(Code::ProviderUnreachable, broken).with_detail(describe(error));
+                return Err(Refusal { error, is_worth_another_try: true });
+            }
+        }
+        Ok(if self.end.is_done { Progress::Completed(self.completed()) } else { Progress::More })
+    }
+
+    fn completed(&mut self) -> Completed {
+        let finish_reason = self.end.finish_reason.take().unwrap_or_else(|| "stop".to_owned());
+        Completed { finish_reason, usage: self.end.usage }
+    }
+
+    fn decode(&mut self, bytes: &[u8], batch: &mut Batch) -> Result<(), Error> {
+        let mut failed = Ok(());
+        let Self { endpoint, decoder, end, .. } = self;
+        let decoded = decoder.push(bytes, |event| {
+            // The first end counts; what a provider says after it does not.
+            if failed.is_ok() && !end.is_done {
+                failed = end.take_in(&event.data, endpoint, batch);
+            }
+        });
+        failed?;
+        if end.is_done {
+            return Ok(());
+        }
+        decoded.map_err(|oversized| {
+            invalid(endpoint, "sent something far too long").with_detail(oversized)
+        })
+    }
+}
+
+impl End {
+    fn take_in(&mut self, data: &str, endpoint: &Endpoint, batch: &mut Batch) -> Result<(), Error> {
+        if data.trim() == "[DONE]" {
+            self.is_done = true;
+            return Ok(());
+        }
+        let chunk = chunk::parse(data).map_err(|error| {
+            invalid(endpoint, "sent something that is no chunk of an answer").with_detail(error)
+        })?;
+        batch.push(Kind::Reasoning, &chunk.reasoning);
+        batch.push(Kind::Token, &chunk.content);
+        if let Some(usage) = chunk.usage {
+            let (prompt_tokens, completion_tokens) = (usage.prompt_tokens, usage.completion_tokens);
+            self.usage = Some(Usage { prompt_tokens, completion_tokens, estimated: false });
+        }
+        if self.finish_reason.is_some() {
+            return Ok(());
+        }
+        match (chunk.error, chunk.finish_reason) {
+            (Some(error), _) => Err(endpoint.said(&error)),
+            (None, Some(reason)) if reason == "error" => Err(endpoint.said(&ChunkError::default())),
+            (None, Some(reason)) => {
+                self.finish_reason =
+                    Some(text::prefix(&text::clean(&reason), FINISH_REASON_LEN_MAX).to_owned());
+                self.deadline = Some(Instant::now() + TRAILER_TIMEOUT);
+                Ok(())
+            }
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+fn invalid(endpoint: &Endpoint, what: &str) -> Error {
+    Error::new(
+        Code::ProviderInvalid,
+        format!("The provider `{}` {what}. Try again.", endpoint.name),
+    )
+}
+
+/// As much of the body as an honest error has.
+async fn error_body(mut response: Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    let read = async {
+        while let Ok(Some(bytes)) = response.chunk().await {
+            body.extend_from_slice(&bytes[..bytes.len().min(ERROR_BODY_LEN_MAX - body.len())]);
+            if body.len() == ERROR_BODY_LEN_MAX {
+                break;
+            }
+        }
+    };
+    // A body that does not come in time is read as far as it came.
+    let _elapsed = timeout(ERROR_BODY_TIMEOUT, read).await;
+    body
+}
+
+/// A transport error with its causes, without the address: paths and queries can hold secrets.
+fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,79 @@
+//! A generation that is over, put together again from what the database has of it.
+
+use crate::error::{Code, Error};
+use crate::event::{Done, DoneStatus, End, Failed, Failure, Start, Usage};
+use crate::journal::Ended;
+use crate::store::SavedStream;
+use crate::story::Status;
+
+/// The events of `saved`, as a follower gets them.
+///
+/// # Errors
+/// `StreamNotFound` for a variant that was announced and never begun: there is nothing to follow.
+pub(crate) fn ended(saved: SavedStream) -> Result<Ended, Error> {
+    let end = match saved.status {
+        Status::Pending => return Err(not_begun()),
+        Status::Complete => End::Done(done(&saved, DoneStatus::Complete)),
+        Status::Stopped => End::Done(done(&saved, DoneStatus::Stopped)),
+        Status::Failed => End::Failed(failed(&saved, saved.error.clone().unwrap_or_else(unknown))),
+        // Streaming, and in no journal: whoever wrote it is gone.
+        Status::Interrupted | Status::Streaming => {
+            End::Failed(failed(&saved, Failure::from(&interrupted())))
+        }
+    };
+    let start = Start {
+        stream_id: saved.stream_id,
+        conversation_id: Some(saved.conversation_id),
+        message_id: Some(saved.id),
+        variant_id: Some(saved.variant_id),
+        user_message_id: saved.user_message_id,
+        bot: saved.bot,
+        model: saved.model.unwrap_or_default(),
+    };
+    Ok(Ended { start, reasoning: saved.reasoning, content: saved.content, end })
+}
+
+/// What is said of a generation that the relay did not live to finish.
+pub(crate) fn interrupted() -> Error {
+    Error::new(
+        Code::Interrupted,
+        "The relay was shut down while it wrote this. The text so far is kept; ask again for a whole answer.",
+    )
+}
+
+fn done(saved: &SavedStream, status: DoneStatus) -> Done {
+    Done {
+        stream_id: saved.stream_id.clone(),
+        message_id: (!saved.is_announced).then_some(saved.id),
+        variant_id: Some(saved.variant_id),
+        alternative_id: saved.is_announced.then_some(saved.variant_id),
+        status,
+        finish_reason: saved.finish_reason.clone(),
+        usage: saved.usage.unwrap_or(Usage {
+            prompt_tokens: 0,
+            completion_tokens: 0,
+            estimated: true,
+        }),
+        saved: Some(true),
+    }
+}
+
+fn failed(saved: &SavedStream, failure: Failure) -> Failed {
+    Failed {
+        failure,
+        stream_id: saved.stream_id.clone(),
+        message_id: Some(saved.id),
+        saved: Some(true),
+    }
+}
+
+fn unknown() -> Failure {
+    Failure::from(&Error::new(Code::ProviderFailed, "The answer failed. Ask again."))
+}
+
+fn not_begun() -> Error {
+    Error::new(
+        Code::StreamNotFound,
+        "This stream was announced but not begun. Begin it with `POST /v1/stream`.",
+    )
+}

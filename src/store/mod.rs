@@ -1,0 +1,200 @@
+//! The database contract: what the relay asks of a store, and what is true when a store has answered.
+//!
+//! The relay never names a table. It calls a handful of functions, each one transaction: [`Store::begin`] before the
+//! provider is called, [`Store::finish`] after it, and the library of stories around them. Every store passes the suite
+//! in `tests/it/contract.rs`; a store that does is finished.
+//!
+//! Rules that hold for every function:
+//!
+//! - The caller is an argument, and rows of other users do not exist: what is not theirs is not found.
+//! - A function that failed changed nothing. `StoreUnavailable` alone may be tried again.
+//! - A variant that is `streaming` past its `expires_at` is read as `interrupted` everywhere.
+
+mod model;
+pub mod sqlite;
+
+use async_trait::async_trait;
+
+use crate::auth::Principal;
+use crate::bot::{Bot, BotSettings};
+use crate::error::Error;
+use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use crate::story::{Conversation, Message, Tree};
+
+pub use model::{
+    Announced, Beat, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, New, Outcome, Page,
+    Place, Rows, SavedStream,
+};
+
+/// The database, as the relay sees it.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Decides which bot answers and makes the rows that the generation will write to.
+    ///
+    /// When it has returned [`Begun::New`], the user's message (if there is one) is saved and the conversation's head,
+    /// and the reply exists as a variant in state `streaming`, which nobody but the holder of the write token can
+    /// write. For a [`Place::Nowhere`] no row exists and only the bot was decided.
+    ///
+    /// Called again with the same user and stream id it changes nothing and returns [`Begun::Existing`], or fails with
+    /// `StreamIdReused` if the fingerprint is another one. Of any number of concurrent calls with one stream id exactly
+    /// one returns [`Begun::New`].
+    ///
+    /// The bot is the first that exists of: `bot_id` (not the user's: `BotNotFound`), the conversation's, the user's
+    /// default (of several the most recently updated), the user's most recently updated. None: `NoBot`.
+    ///
+    /// # Errors
+    /// `BotNotFound`, `NoBot`, `ConversationNotFound`, `MessageNotFound`, `VariantNotFound`, `NotRerollable`,
+    /// `StreamIdReused`, `StoreUnavailable`.
+    async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<Begun, Error>;
+
+    /// Ends the generation that `finish.write_token` was given out for, as the table of states in the design has it.
+    ///
+    /// Needs no caller: it works after the caller's access token has expired. Repeated with the same write token it
+    /// changes nothing and answers as it did the first time.
+    ///
+    /// # Errors
+    /// `StreamNotFound` if there is no such write token, or what it was for has been deleted; `StoreUnavailable`.
+    async fn finish(&self, finish: &Finish) -> Result<Finished, Error>;
+
+    /// What is saved of a stream; `None` if the user has no such stream. A stream that was begun at
+    /// [`Place::Nowhere`] or removed with its message is not found.
+    ///
+    /// # Errors
+    /// `StoreUnavailable`.
+    async fn find_stream(
+        &self,
+        caller: &Principal,
+        stream_id: &StreamId,
+    ) -> Result<Option<SavedStream>, Error>;
+
+    /// The first half of the two-step reroll: a new variant of an assistant's message, in state `pending`, under a new
+    /// stream id of the store's choice. `conversation_id`, where given, must be the message's.
+    ///
+    /// # Errors
+    /// `MessageNotFound`, `NotRerollable`, `StoreUnavailable`.
+    async fn announce_reroll(
+        &self,
+        caller: &Principal,
+        message: &MessageRef,
+        conversation_id: Option<ConversationId>,
+    ) -> Result<Announced, Error>;
+
+    /// The user's conversations, the most recently changed first.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a cursor that no page gave out; `StoreUnavailable`.
+    async fn list_conversations(
+        &self,
+        caller: &Principal,
+        cursor: &Cursor,
+    ) -> Result<Page<Conversation>, Error>;
+
+    /// Makes a conversation without messages.
+    ///
+    /// # Errors
+    /// `BotNotFound`, `StoreUnavailable`.
+    async fn create_conversation(
+        &self,
+        caller: &Principal,
+        title: &str,
+        bot_id: Option<BotId>,
+    ) -> Result<Conversation, Error>;
+
+    /// The whole tree of a conversation.
+    ///
+    /// # Errors
+    /// `ConversationNotFound`, `StoreUnavailable`.
+    async fn read_tree(&self, caller: &Principal, id: ConversationId) -> Result<Tree, Error>;
+
+    /// Changes what `patch` names and nothing else.
+    ///
+    /// # Errors
+    /// `ConversationNotFound`, `BotNotFound`, `MessageNotFound` (the head must be a message of the conversation),
+    /// `StoreUnavailable`.
+    async fn patch_conversation(
+        &self,
+        caller: &Principal,
+        id: ConversationId,
+        patch: &ConversationPatch,
+    ) -> Result<Conversation, Error>;
+
+    /// Removes a conversation with all its messages.
+    ///
+    /// # Errors
+    /// `ConversationNotFound`, `GenerationRunning` while one is being written in it, `StoreUnavailable`.
+    async fn delete_conversation(
+        &self,
+        caller: &Principal,
+        id: ConversationId,
+    ) -> Result<(), Error>;
+
+    /// Makes a variant the one that the story shows. It must be one with text or finished: not `pending`, not
+    /// `streaming`.
+    ///
+    /// # Errors
+    /// `MessageNotFound`, `VariantNotFound`, `GenerationRunning` for a variant still being written, `StoreUnavailable`.
+    async fn select_variant(
+        &self,
+        caller: &Principal,
+        message: MessageId,
+        variant: VariantId,
+    ) -> Result<Message, Error>;
+
+    /// Adds a variant written by hand, complete and active.
+    ///
+    /// # Errors
+    /// `MessageNotFound`, `StoreUnavailable`.
+    async fn write_variant(
+        &self,
+        caller: &Principal,
+        message: MessageId,
+        content: &str,
+    ) -> Result<Message, Error>;
+
+    /// Removes a message and all below it. A head among them moves to the removed message's parent.
+    ///
+    /// # Errors
+    /// `MessageNotFound`, `GenerationRunning` while one is being written there, `StoreUnavailable`.
+    async fn delete_message(&self, caller: &Principal, message: MessageId) -> Result<(), Error>;
+
+    /// The user's bots, oldest first.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a cursor that no page gave out; `StoreUnavailable`.
+    async fn list_bots(&self, caller: &Principal, cursor: &Cursor) -> Result<Page<Bot>, Error>;
+
+    /// One of the user's bots.
+    ///
+    /// # Errors
+    /// `BotNotFound`, `StoreUnavailable`.
+    async fn read_bot(&self, caller: &Principal, id: BotId) -> Result<Bot, Error>;
+
+    /// Makes a bot.
+    ///
+    /// # Errors
+    /// `StoreUnavailable`.
+    async fn create_bot(&self, caller: &Principal, settings: &BotSettings) -> Result<Bot, Error>;
+
+    /// Replaces what a user said of a bot. `updated_at` becomes the present.
+    ///
+    /// # Errors
+    /// `BotNotFound`, `StoreUnavailable`.
+    async fn update_bot(
+        &self,
+        caller: &Principal,
+        id: BotId,
+        settings: &BotSettings,
+    ) -> Result<Bot, Error>;
+
+    /// Removes a bot. Conversations bound to it fall back to the user's other bots.
+    ///
+    /// # Errors
+    /// `BotNotFound`, `StoreUnavailable`.
+    async fn delete_bot(&self, caller: &Principal, id: BotId) -> Result<(), Error>;
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// `StoreUnavailable`.
+    async fn ping(&self) -> Result<(), Error>;
+}

@@ -1,0 +1,234 @@
+//! The arguments and answers of the database contract.
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use serde::Serialize;
+
+use crate::bot::Bot;
+use crate::event::{BotRef, Failure, Usage};
+use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use crate::story::{Role, Status};
+
+/// How many characters of path a store returns for each token of the bot's `context_size`: real text has about four a
+/// token and hardly ever more than eight, so what is left out could not have been in the prompt, while a turn's cost
+/// does not grow with the story.
+pub(super) const PATH_CHARS_PER_TOKEN: u64 = 8;
+
+/// Where a generation belongs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Place {
+    /// Nothing is saved.
+    Nowhere,
+    /// A reply to a message of a conversation.
+    Reply {
+        /// The conversation.
+        conversation_id: ConversationId,
+        /// The message to answer, or that `input` follows; absent: the head.
+        parent_id: Option<MessageId>,
+        /// A new message of the user, to be saved under the parent and answered.
+        input: Option<String>,
+    },
+    /// Another variant of an assistant's message.
+    Reroll {
+        /// The message.
+        message: MessageRef,
+    },
+    /// A variant that the two-step reroll announced.
+    Announced {
+        /// The variant. It must be `pending`, and of the stream id that begins it.
+        variant_id: VariantId,
+        /// The conversation, where the client names it; it must be the variant's.
+        conversation_id: Option<ConversationId>,
+    },
+}
+
+/// What is to begin.
+#[derive(Debug, Clone)]
+pub struct Begin {
+    /// The generation's name, unique among the user's.
+    pub stream_id: StreamId,
+    /// Tells this turn from every other one: the same for the same turn.
+    pub fingerprint: String,
+    /// Where it belongs.
+    pub place: Place,
+    /// The bot that the request names.
+    pub bot_id: Option<BotId>,
+    /// Whether the path above the reply is wanted.
+    pub wants_path: bool,
+    /// When the generation must have ended.
+    pub expires_at: Timestamp,
+}
+
+/// What has begun.
+#[derive(Debug)]
+pub enum Begun {
+    /// A generation that nobody has begun before.
+    New(Box<New>),
+    /// The generation of this stream id exists.
+    Existing(Box<SavedStream>),
+}
+
+/// A generation that may now be run.
+#[derive(Debug)]
+pub struct New {
+    /// Who answers.
+    pub bot: Bot,
+    /// What it writes to; absent at [`Place::Nowhere`].
+    pub rows: Option<Rows>,
+    /// The path from the root to the reply's parent, oldest first, each message's active variant; messages without one
+    /// are left out. Only as much of its end as can matter, by [`PATH_CHARS_PER_TOKEN`]. Empty unless wanted.
+    pub path: Vec<Beat>,
+}
+
+/// The rows that a generation writes to.
+#[derive(Debug)]
+pub struct Rows {
+    /// The story.
+    pub conversation_id: ConversationId,
+    /// The message.
+    pub message_id: MessageId,
+    /// The variant.
+    pub variant_id: VariantId,
+    /// The user's message that was saved with it.
+    pub user_message_id: Option<MessageId>,
+    /// What [`super::Store::finish`] asks for. The store keeps only its hash.
+    pub write_token: SecretString,
+}
+
+/// One message of a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Beat {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// How a generation ended, as a store is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The provider finished it.
+    Complete,
+    /// The user stopped it, or nobody came back in time.
+    Stopped,
+    /// The relay was shut down.
+    Interrupted,
+    /// The provider failed. A reply without any text is removed, message and all, unless something hangs on it.
+    Failed,
+    /// It was never run, because the relay found that it cannot be: everything that `begin` made is removed again, the
+    /// user's message too, and the head goes back to where it was if nothing has moved it since.
+    Refused,
+}
+
+/// The end of a generation.
+#[derive(Debug, Clone)]
+pub struct Finish {
+    /// From [`Rows::write_token`].
+    pub write_token: SecretString,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The text.
+    pub content: String,
+    /// What the model thought, if its bot shows that.
+    pub reasoning: String,
+    /// Why the provider ended it.
+    pub finish_reason: Option<String>,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// The model that wrote it.
+    pub model: String,
+}
+
+/// What became of the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// The message; absent if it was removed.
+    pub message_id: Option<MessageId>,
+    /// The variant; absent if it was removed.
+    pub variant_id: Option<VariantId>,
+}
+
+/// What is saved of a stream. Also the wire form of `GET /v1/message-by-stream-id`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SavedStream {
+    /// The message.
+    pub id: MessageId,
+    /// Its story.
+    pub conversation_id: ConversationId,
+    /// The message it answers.
+    pub parent_id: Option<MessageId>,
+    /// Who speaks.
+    pub role: Role,
+    /// The variant that the stream wrote.
+    pub variant_id: VariantId,
+    /// Whether that is the one which the story shows.
+    pub is_active: bool,
+    /// The stream.
+    pub stream_id: StreamId,
+    /// Its text.
+    pub content: String,
+    /// What the model thought, if its bot shows that.
+    pub reasoning: String,
+    /// Its state.
+    pub status: Status,
+    /// The bot that wrote it.
+    pub bot: BotRef,
+    /// The model that wrote it.
+    pub model: Option<String>,
+    /// Why the provider ended it.
+    pub finish_reason: Option<String>,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// Why it failed.
+    pub error: Option<Failure>,
+    /// The user's message that was saved with it.
+    pub user_message_id: Option<MessageId>,
+    /// Whether it was begun by the two-step reroll.
+    pub is_announced: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A variant that was announced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// The variant.
+    pub variant_id: VariantId,
+    /// Its message.
+    pub message_id: MessageId,
+    /// The story.
+    pub conversation_id: ConversationId,
+    /// The stream that will write it.
+    pub stream_id: StreamId,
+}
+
+/// What to change of a conversation: `None` leaves as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConversationPatch {
+    /// The title.
+    pub title: Option<String>,
+    /// The bot; `Some(None)` unbinds it.
+    pub bot_id: Option<Option<BotId>>,
+    /// The head.
+    pub head_id: Option<MessageId>,
+}
+
+/// Where a page of a list begins, and how long it may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// [`Page::next`] of the page before; absent: the first.
+    pub after: Option<String>,
+    /// Entries at most.
+    pub limit: u32,
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Page<T> {
+    /// The entries.
+    pub data: Vec<T>,
+    /// Where the next page begins; absent: there is none.
+    pub next: Option<String>,
+}

@@ -1,0 +1,145 @@
+//! Bots: which one answers, and what users do with theirs.
+
+use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
+
+use super::conversations::{page, wrong_cursor};
+use super::rows;
+use crate::bot::{Bot, BotSettings};
+use crate::clock;
+use crate::error::{Code, Error};
+use crate::id::{BotId, UserId};
+use crate::store::{Cursor, Page};
+
+const COLUMNS: &str = "id, name, provider, model, base_url, system_prompt, temperature, max_tokens, context_size, \
+                       reasoning, show_reasoning, is_default, created_at, updated_at";
+
+/// The bot that answers: the named one or none; else the first that exists of the bound one, a default, any.
+pub(super) fn resolve(
+    connection: &Connection,
+    user: UserId,
+    named: Option<BotId>,
+    bound: Option<BotId>,
+    demo_bot: Option<&BotSettings>,
+) -> Result<Bot, Error> {
+    let bot = connection
+        .prepare_cached(&format!(
+            "select {COLUMNS} from bots where user_id = ?1 and (?2 is null or id = ?2)
+             order by id is ?3 desc, is_default desc, updated_at desc, id desc limit 1"
+        ))?
+        .query_row(params![user, named, bound], bot)
+        .optional()?;
+    match (bot, named, demo_bot) {
+        (Some(bot), ..) => Ok(bot),
+        (None, Some(_), _) => Err(bot_not_found()),
+        (None, None, Some(demo_bot)) => create(connection, user, demo_bot),
+        (None, None, None) => {
+            Err(Error::new(Code::NoBot, "You have no bot. Make one with `POST /v1/bots`."))
+        }
+    }
+}
+
+pub(super) fn list(
+    connection: &Connection,
+    user: UserId,
+    cursor: &Cursor,
+    demo_bot: Option<&BotSettings>,
+) -> Result<Page<Bot>, Error> {
+    let after: i64 =
+        cursor.after.as_deref().map_or(Ok(0), |after| after.parse().map_err(|_| wrong_cursor()))?;
+    let mut statement = connection.prepare_cached(&format!(
+        "select {COLUMNS} from bots where user_id = ?1 and id > ?2 order by id limit ?3"
+    ))?;
+    let found = statement.query_map(params![user, after, cursor.limit + 1], bot)?;
+    let mut data = found.collect::<Result<Vec<_>, _>>()?;
+    if let (true, None, Some(demo_bot)) = (data.is_empty(), &cursor.after, demo_bot) {
+        data.push(create(connection, user, demo_bot)?);
+    }
+    Ok(page(data, cursor.limit, |last| last.id.to_string()))
+}
+
+pub(super) fn read(connection: &Connection, user: UserId, id: BotId) -> Result<Bot, Error> {
+    connection
+        .prepare_cached(&format!("select {COLUMNS} from bots where id = ?1 and user_id = ?2"))?
+        .query_row(params![id, user], bot)
+        .optional()?
+        .ok_or_else(bot_not_found)
+}
+
+pub(super) fn create(
+    connection: &Connection,
+    user: UserId,
+    settings: &BotSettings,
+) -> Result<Bot, Error> {
+    let id: BotId = connection
+        .prepare_cached("insert into bots (user_id, name, provider, model, system_prompt, context_size, show_reasoning, is_default, created_at, updated_at) values (?1, '', '', '', '', 1, 0, 0, ?2, ?2) returning id")?
+        .query_row(params![user, clock::now().as_millisecond()], |row| row.get(0))?;
+    update(connection, user, id, settings)
+}
+
+pub(super) fn update(
+    connection: &Connection,
+    user: UserId,
+    id: BotId,
+    settings: &BotSettings,
+) -> Result<Bot, Error> {
+    let changed = connection
+        .prepare_cached(
+            "update bots set name = :name, provider = :provider, model = :model, base_url = :base_url,
+               system_prompt = :system_prompt, temperature = :temperature, max_tokens = :max_tokens,
+               context_size = :context_size, reasoning = :reasoning, show_reasoning = :show_reasoning,
+               is_default = :is_default, updated_at = :now
+             where id = :id and user_id = :user_id",
+        )?
+        .execute(named_params! {
+            ":id": id,
+            ":user_id": user,
+            ":name": settings.name,
+            ":provider": settings.provider,
+            ":model": settings.model,
+            ":base_url": settings.base_url,
+            ":system_prompt": settings.system_prompt,
+            ":temperature": settings.temperature,
+            ":max_tokens": settings.max_tokens,
+            ":context_size": settings.context_size,
+            ":reasoning": settings.reasoning,
+            ":show_reasoning": settings.show_reasoning,
+            ":is_default": settings.is_default,
+            ":now": clock::now().as_millisecond(),
+        })?;
+    if changed == 0 {
+        return Err(bot_not_found());
+    }
+    read(connection, user, id)
+}
+
+pub(super) fn delete(connection: &Connection, user: UserId, id: BotId) -> Result<(), Error> {
+    let deleted = connection
+        .prepare_cached("delete from bots where id = ?1 and user_id = ?2")?
+        .execute(params![id, user])?;
+    if deleted == 0 { Err(bot_not_found()) } else { Ok(()) }
+}
+
+fn bot(row: &Row<'_>) -> rusqlite::Result<Bot> {
+    Ok(Bot {
+        id: row.get("id")?,
+        settings: BotSettings {
+            name: row.get("name")?,
+            provider: row.get("provider")?,
+            model: row.get("model")?,
+            base_url: row.get("base_url")?,
+            system_prompt: row.get("system_prompt")?,
+            temperature: row.get("temperature")?,
+            max_tokens: row.get("max_tokens")?,
+            context_size: row.get("context_size")?,
+            reasoning: rows::optional_word(row, "reasoning")?,
+            show_reasoning: row.get("show_reasoning")?,
+            is_default: row.get("is_default")?,
+        },
+        created_at: rows::time(row, "created_at")?,
+        updated_at: rows::time(row, "updated_at")?,
+    })
+}
+
+fn bot_not_found() -> Error {
+    Error::new(Code::BotNotFound, "There is no such bot of yours.")
+}

@@ -1,0 +1,206 @@
+//! The connections to the file, each in a thread of its own, and group commit.
+//!
+//! SQLite has one writer at a time, and a commit costs a flush of the disk. So one thread writes: it takes all work that
+//! waits, runs each piece in a savepoint of one transaction, commits once, and answers only then. Another thread reads,
+//! which in WAL mode never waits for the writer.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::schema;
+use crate::error::{Code, Error};
+
+/// Pieces of work that may wait for a thread. Each is a few hundred microseconds, so a full queue is a second or so of
+/// work: past that it is better to say no.
+const QUEUE_LEN: usize = 1_024;
+
+/// How long to wait for a place in a full queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pieces of work in one transaction: enough to share a flush, few enough that the first does not wait long.
+const BATCH_LEN_MAX: usize = 64;
+
+/// How long to wait for a lock that another process holds on the file, a backup say.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Prepared statements kept for each connection: more than there are in this store.
+const STATEMENTS_MAX: usize = 128;
+
+/// Does the work, and returns what answers for it once it is known whether the transaction was committed.
+type Job = Box<dyn FnOnce(&Connection) -> Answer + Send>;
+type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// An open database. Dropping it finishes the work that waits and closes the file.
+#[derive(Debug)]
+pub(super) struct Database {
+    writer: Worker,
+    /// Absent in memory, where another connection would see another database.
+    reader: Option<Worker>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    /// Absent only while it is being dropped.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Database {
+    /// Opens the file, and makes it and its folder if they are not there.
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|error| cannot_open(path, &error))?;
+        }
+        let mut writer = Connection::open(path).map_err(|error| cannot_open(path, &error))?;
+        schema::prepare(&mut writer).map_err(|error| cannot_open(path, &error))?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_URI;
+        let reader =
+            Connection::open_with_flags(path, flags).map_err(|error| cannot_open(path, &error))?;
+        configure(&writer)
+            .and_then(|()| configure(&reader))
+            .map_err(|error| cannot_open(path, &error))?;
+        Ok(Self {
+            writer: Worker::start("sqlite-writer", writer)?,
+            reader: Some(Worker::start("sqlite-reader", reader)?),
+        })
+    }
+
+    /// A database that is gone with the process.
+    pub(super) fn open_in_memory() -> Result<Self, Error> {
+        let memory = Path::new(":memory:");
+        let mut writer =
+            Connection::open_in_memory().map_err(|error| cannot_open(memory, &error))?;
+        schema::prepare(&mut writer).map_err(|error| cannot_open(memory, &error))?;
+        configure(&writer).map_err(|error| cannot_open(memory, &error))?;
+        Ok(Self { writer: Worker::start("sqlite-writer", writer)?, reader: None })
+    }
+
+    /// Runs `work` in a transaction and returns when that has been committed and flushed. Work that fails changes
+    /// nothing.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.writer.run(work).await
+    }
+
+    /// Runs `work` on what has been committed.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.reader.as_ref().unwrap_or(&self.writer).run(work).await
+    }
+}
+
+impl Worker {
+    fn start(name: &str, connection: Connection) -> Result<Self, Error> {
+        let (jobs, queue) = mpsc::channel(QUEUE_LEN);
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || work_off(&connection, queue))
+            .map_err(Error::internal)?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            let result = in_savepoint(connection, work);
+            // Whoever asked may be gone; what was committed stays committed.
+            Box::new(move |committed| drop(answer.send(committed.and(result))))
+        });
+        let jobs = self.jobs.as_ref().ok_or_else(|| unavailable("the store is closed"))?;
+        match timeout(QUEUE_TIMEOUT, jobs.send(job)).await {
+            Ok(Ok(())) => {
+                answered.await.unwrap_or_else(|_| Err(unavailable("the store's thread is gone")))
+            }
+            Ok(Err(_)) => Err(unavailable("the store's thread is gone")),
+            Err(_) => Err(unavailable("the store's queue is full")),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // It catches the panics of its work, so there is none to pass on.
+            let _joined = thread.join();
+        }
+    }
+}
+
+fn work_off(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
+    while let Some(first) = queue.blocking_recv() {
+        let begun = connection.execute_batch("begin");
+        let mut answers = vec![first(connection)];
+        while answers.len() < BATCH_LEN_MAX
+            && let Ok(job) = queue.try_recv()
+        {
+            answers.push(job(connection));
+        }
+        let committed =
+            begun.and_then(|()| connection.execute_batch("commit")).map_err(Error::from);
+        if committed.is_err() && !connection.is_autocommit() {
+            // If even this fails, the next `begin` fails, and so does every answer after it.
+            let _rolled_back = connection.execute_batch("rollback");
+        }
+        for answer in answers {
+            answer(committed.clone());
+        }
+    }
+}
+
+fn in_savepoint<T>(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> Result<T, Error>,
+) -> Result<T, Error> {
+    connection.execute_batch("savepoint work")?;
+    let result = catch_unwind(AssertUnwindSafe(|| work(connection)))
+        .unwrap_or_else(|_| Err(Error::internal("a piece of work of the store panicked")));
+    if result.is_err() {
+        connection.execute_batch("rollback to work")?;
+    }
+    connection.execute_batch("release work")?;
+    result
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    // `full` flushes at every commit: what was answered survives a power cut.
+    connection.execute_batch("pragma synchronous = full; pragma foreign_keys = on;")
+}
+
+fn cannot_open(path: &Path, reason: &dyn std::fmt::Display) -> Error {
+    Error::new(
+        Code::StoreUnavailable,
+        format!(
+            "cannot open the database {}: {reason}. Set RELAY_DATA or RELAY_DATABASE_URL to a place that the relay can write.",
+            path.display()
+        ),
+    )
+}
+
+fn unavailable(detail: &str) -> Error {
+    Error::new(Code::StoreUnavailable, "The database does not answer. Try again in a moment.")
+        .with_detail(detail)
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        unavailable(&error.to_string())
+    }
+}

@@ -1,0 +1,102 @@
+//! What is done to messages by hand: choose a variant, write one, delete.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::begin::insert_variant;
+use super::finish::set_head;
+use super::{read, rows};
+use crate::clock;
+use crate::error::{Code, Error};
+use crate::id::{ConversationId, MessageId, UserId, VariantId};
+use crate::story::{Message, Status};
+
+pub(super) fn select_variant(
+    connection: &Connection,
+    user: UserId,
+    message: MessageId,
+    variant: VariantId,
+) -> Result<Message, Error> {
+    let message = rows::message(connection, user, message)?;
+    let status = connection
+        .prepare_cached(
+            "select status, expires_at from variants where id = ?1 and message_id = ?2",
+        )?
+        .query_row(params![variant, message.id], rows::status)
+        .optional()?;
+    match status {
+        None | Some(Status::Pending) => return Err(rows::variant_not_found()),
+        Some(Status::Streaming) => return Err(generation_running()),
+        Some(Status::Complete | Status::Stopped | Status::Interrupted | Status::Failed) => {}
+    }
+    activate(connection, message.id, variant)?;
+    rows::touch(connection, message.conversation.id)?;
+    read::message(connection, message.id)
+}
+
+pub(super) fn write_variant(
+    connection: &Connection,
+    user: UserId,
+    message: MessageId,
+    content: &str,
+) -> Result<Message, Error> {
+    let message = rows::message(connection, user, message)?;
+    let variant = insert_variant(connection, message.id, content, Status::Complete)?;
+    activate(connection, message.id, variant)?;
+    rows::touch(connection, message.conversation.id)?;
+    read::message(connection, message.id)
+}
+
+pub(super) fn delete_message(
+    connection: &Connection,
+    user: UserId,
+    message: MessageId,
+) -> Result<(), Error> {
+    const BELOW: &str = "with recursive below (id) as (
+        select ?1 union all select m.id from messages m join below on m.parent_id = below.id)";
+    let message = rows::message(connection, user, message)?;
+    let is_running: bool = connection
+        .prepare_cached(&format!(
+            "{BELOW} select exists (select 1 from variants v join below on v.message_id = below.id
+               where v.status = 'streaming' and v.expires_at > ?2)"
+        ))?
+        .query_row(params![message.id, clock::now().as_millisecond()], |row| row.get(0))?;
+    if is_running {
+        return Err(generation_running());
+    }
+    let holds_head: bool = connection
+        .prepare_cached(&format!("{BELOW} select exists (select 1 from below where id = ?2)"))?
+        .query_row(params![message.id, message.conversation.head_id], |row| row.get(0))?;
+    if holds_head {
+        set_head(connection, message.conversation.id, message.parent_id)?;
+    }
+    connection
+        .prepare_cached(&format!(
+            "{BELOW} delete from messages where id in (select id from below)"
+        ))?
+        .execute([message.id])?;
+    rows::touch(connection, message.conversation.id)
+}
+
+/// Whether something is being written in the conversation.
+pub(super) fn is_running(connection: &Connection, id: ConversationId) -> Result<bool, Error> {
+    Ok(connection
+        .prepare_cached(
+            "select exists (select 1 from messages m join variants v on v.message_id = m.id
+               where m.conversation_id = ?1 and v.status = 'streaming' and v.expires_at > ?2)",
+        )?
+        .query_row(params![id, clock::now().as_millisecond()], |row| row.get(0))?)
+}
+
+fn activate(connection: &Connection, message: MessageId, variant: VariantId) -> Result<(), Error> {
+    connection
+        .prepare_cached("update messages set active_variant_id = ?2 where id = ?1")?
+        .execute(params![message, variant])?;
+    Ok(())
+}
+
+pub(super) fn generation_running() -> Error {
+    Error::new(
+        Code::GenerationRunning,
+        "An answer is being written there. Stop it first, or wait for its end.",
+    )
+}

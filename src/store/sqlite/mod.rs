@@ -1,0 +1,218 @@
+//! The embedded store: the database contract over one SQLite file, with nothing to install.
+//!
+//! Each function of the contract is a function of a connection in a file of its own kind; here they are only put into
+//! their thread (`database.rs`).
+
+mod begin;
+mod bots;
+mod conversations;
+mod database;
+mod finish;
+mod messages;
+mod read;
+mod rows;
+mod schema;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{
+    Announced, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, Page, SavedStream, Store,
+};
+use crate::auth::Principal;
+use crate::bot::{Bot, BotSettings};
+use crate::error::Error;
+use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use crate::story::{Conversation, Message, Tree};
+use database::Database;
+
+/// The embedded store.
+#[derive(Debug)]
+pub struct SqliteStore {
+    database: Database,
+    /// The bot that a user gets who has none.
+    demo_bot: Option<Arc<BotSettings>>,
+}
+
+impl SqliteStore {
+    /// Opens the file, makes it if it is not there, and brings it to the present version.
+    ///
+    /// # Errors
+    /// `StoreUnavailable`, with a message for the operator, if it cannot be written, is another program's, or was
+    /// written by a newer version.
+    pub fn open(path: &Path, demo_bot: Option<BotSettings>) -> Result<Self, Error> {
+        Ok(Self { database: Database::open(path)?, demo_bot: demo_bot.map(Arc::new) })
+    }
+
+    /// A store that is gone with the process.
+    ///
+    /// # Errors
+    /// `StoreUnavailable`, if there is no memory for it.
+    pub fn open_in_memory(demo_bot: Option<BotSettings>) -> Result<Self, Error> {
+        Ok(Self { database: Database::open_in_memory()?, demo_bot: demo_bot.map(Arc::new) })
+    }
+
+    /// Ends as interrupted whatever is still streaming, and returns how much that was. For the start of a process that
+    /// keeps no journal: whoever wrote it is gone.
+    ///
+    /// # Errors
+    /// `StoreUnavailable`.
+    pub async fn interrupt_orphans(&self) -> Result<u64, Error> {
+        self.database.write(finish::interrupt_orphans).await
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<Begun, Error> {
+        let (user, begin, demo_bot) = (caller.user(), begin.clone(), self.demo_bot.clone());
+        self.database
+            .write(move |connection| begin::begin(connection, user, &begin, demo_bot.as_deref()))
+            .await
+    }
+
+    async fn finish(&self, finish: &Finish) -> Result<Finished, Error> {
+        let finish = finish.clone();
+        self.database.write(move |connection| finish::finish(connection, &finish)).await
+    }
+
+    async fn find_stream(
+        &self,
+        caller: &Principal,
+        stream_id: &StreamId,
+    ) -> Result<Option<SavedStream>, Error> {
+        let (user, stream_id) = (caller.user(), stream_id.clone());
+        self.database.read(move |connection| read::find_stream(connection, user, &stream_id)).await
+    }
+
+    async fn announce_reroll(
+        &self,
+        caller: &Principal,
+        message: &MessageRef,
+        conversation_id: Option<ConversationId>,
+    ) -> Result<Announced, Error> {
+        let (user, message) = (caller.user(), message.clone());
+        self.database
+            .write(move |connection| {
+                begin::announce_reroll(connection, user, &message, conversation_id)
+            })
+            .await
+    }
+
+    async fn list_conversations(
+        &self,
+        caller: &Principal,
+        cursor: &Cursor,
+    ) -> Result<Page<Conversation>, Error> {
+        let (user, cursor) = (caller.user(), cursor.clone());
+        self.database.read(move |connection| conversations::list(connection, user, &cursor)).await
+    }
+
+    async fn create_conversation(
+        &self,
+        caller: &Principal,
+        title: &str,
+        bot_id: Option<BotId>,
+    ) -> Result<Conversation, Error> {
+        let (user, title) = (caller.user(), title.to_owned());
+        self.database
+            .write(move |connection| conversations::create(connection, user, &title, bot_id))
+            .await
+    }
+
+    async fn read_tree(&self, caller: &Principal, id: ConversationId) -> Result<Tree, Error> {
+        let user = caller.user();
+        self.database.read(move |connection| read::tree(connection, user, id)).await
+    }
+
+    async fn patch_conversation(
+        &self,
+        caller: &Principal,
+        id: ConversationId,
+        patch: &ConversationPatch,
+    ) -> Result<Conversation, Error> {
+        let (user, patch) = (caller.user(), patch.clone());
+        self.database
+            .write(move |connection| conversations::patch(connection, user, id, &patch))
+            .await
+    }
+
+    async fn delete_conversation(
+        &self,
+        caller: &Principal,
+        id: ConversationId,
+    ) -> Result<(), Error> {
+        let user = caller.user();
+        self.database.write(move |connection| conversations::delete(connection, user, id)).await
+    }
+
+    async fn select_variant(
+        &self,
+        caller: &Principal,
+        message: MessageId,
+        variant: VariantId,
+    ) -> Result<Message, Error> {
+        let user = caller.user();
+        self.database
+            .write(move |connection| messages::select_variant(connection, user, message, variant))
+            .await
+    }
+
+    async fn write_variant(
+        &self,
+        caller: &Principal,
+        message: MessageId,
+        content: &str,
+    ) -> Result<Message, Error> {
+        let (user, content) = (caller.user(), content.to_owned());
+        self.database
+            .write(move |connection| messages::write_variant(connection, user, message, &content))
+            .await
+    }
+
+    async fn delete_message(&self, caller: &Principal, message: MessageId) -> Result<(), Error> {
+        let user = caller.user();
+        self.database
+            .write(move |connection| messages::delete_message(connection, user, message))
+            .await
+    }
+
+    async fn list_bots(&self, caller: &Principal, cursor: &Cursor) -> Result<Page<Bot>, Error> {
+        let (user, cursor, demo_bot) = (caller.user(), cursor.clone(), self.demo_bot.clone());
+        // May make the demo bot.
+        self.database
+            .write(move |connection| bots::list(connection, user, &cursor, demo_bot.as_deref()))
+            .await
+    }
+
+    async fn read_bot(&self, caller: &Principal, id: BotId) -> Result<Bot, Error> {
+        let user = caller.user();
+        self.database.read(move |connection| bots::read(connection, user, id)).await
+    }
+
+    async fn create_bot(&self, caller: &Principal, settings: &BotSettings) -> Result<Bot, Error> {
+        let (user, settings) = (caller.user(), settings.clone());
+        self.database.write(move |connection| bots::create(connection, user, &settings)).await
+    }
+
+    async fn update_bot(
+        &self,
+        caller: &Principal,
+        id: BotId,
+        settings: &BotSettings,
+    ) -> Result<Bot, Error> {
+        let (user, settings) = (caller.user(), settings.clone());
+        self.database.write(move |connection| bots::update(connection, user, id, &settings)).await
+    }
+
+    async fn delete_bot(&self, caller: &Principal, id: BotId) -> Result<(), Error> {
+        let user = caller.user();
+        self.database.write(move |connection| bots::delete(connection, user, id)).await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.database.read(|connection| Ok(connection.query_row("select 1", [], |_| Ok(()))?)).await
+    }
+}

@@ -1,0 +1,205 @@
+//! The spine: one request for an answer, from the caller's word to a running generation, on one screen.
+//!
+//! A turn is claimed, admitted, begun, assembled and then generated, by a task that belongs to nobody's connection. The
+//! caller waits only for the generation to open, and gets its log to follow. Asking again with the same stream id waits
+//! for the same task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tracing::Instrument;
+
+use crate::app::Relay;
+use crate::auth::Principal;
+use crate::bot::BotSettings;
+use crate::clock;
+use crate::error::{Code, Error};
+use crate::event::{BotRef, Start};
+use crate::generation::{self, Generation};
+use crate::id::{BotId, StreamId};
+use crate::journal::{Claim, Ended, Log, Opening, Writer};
+use crate::limits::Permit;
+use crate::prompt::{self, Additions};
+use crate::provider::{Call, Request};
+use crate::replay;
+use crate::store::{Beat, Begin, Begun, New, Place};
+use crate::story::Role;
+
+/// What a caller is told to wait while the relay is restarted: about as long as a restart takes.
+const RETRY_AFTER_SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// One request for an answer, whichever protocol it came by.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    /// The generation's name.
+    pub stream_id: StreamId,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+/// What is asked, apart from the name it goes by: equal asks have equal fingerprints.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ask {
+    /// Where the answer belongs.
+    pub place: Place,
+    /// The caller's own context instead of the saved path.
+    pub messages: Option<Vec<Beat>>,
+    /// Instructions beside the bot's.
+    pub system: Option<String>,
+    /// A hint for this attempt alone.
+    pub guidance: Option<String>,
+    /// The bot that is to answer.
+    pub bot_id: Option<BotId>,
+    /// Tokens that the answer may have, instead of the bot's.
+    pub max_tokens: Option<u32>,
+    /// Randomness, instead of the bot's.
+    pub temperature: Option<f64>,
+}
+
+/// Starts the generation for `turn`, or attaches to the one that exists, and returns its log once it has begun.
+///
+/// Dropping the returned future changes nothing: what has been started goes on.
+///
+/// # Errors
+/// Whatever keeps it from beginning. Nothing is saved of such a turn then, and its stream id is free again.
+pub async fn start(relay: &Arc<Relay>, caller: Principal, turn: Turn) -> Result<Arc<Log>, Error> {
+    let opening = Opening {
+        owner: caller.user(),
+        stream_id: turn.stream_id.clone(),
+        fingerprint: turn.ask.fingerprint()?,
+        started_at: clock::now(),
+    };
+    let log = match relay.journal.claim(opening).await? {
+        Claim::Existing(log) => log,
+        Claim::New(_) if relay.tasks.is_draining() => return Err(shutting_down()),
+        Claim::New(writer) => {
+            let log = Arc::clone(writer.log());
+            relay.tasks.spawn(run(Arc::clone(relay), caller, turn, writer).in_current_span());
+            log
+        }
+    };
+    log.opened().await?;
+    Ok(log)
+}
+
+async fn run(relay: Arc<Relay>, caller: Principal, turn: Turn, writer: Writer) {
+    let opened = match relay.limits.admit(&caller) {
+        Ok(permit) => open(&relay, &caller, turn, &writer, permit).await,
+        Err(error) => Err(error),
+    };
+    match opened {
+        Ok(Opened::New(generation)) => generation::run(&relay, *generation, writer).await,
+        Ok(Opened::Over(ended)) => writer.replay(*ended),
+        Err(error) => writer.refuse(error),
+    }
+}
+
+enum Opened {
+    New(Box<Generation>),
+    Over(Box<Ended>),
+}
+
+async fn open(
+    relay: &Relay,
+    caller: &Principal,
+    turn: Turn,
+    writer: &Writer,
+    permit: Permit,
+) -> Result<Opened, Error> {
+    let begin = turn.begin(writer.log().fingerprint(), relay.times.expiry(clock::now()));
+    let New { bot, rows, path } = match relay.store.begin(caller, &begin).await? {
+        Begun::Existing(saved) => return Ok(Opened::Over(Box::new(replay::ended(*saved)?))),
+        Begun::New(new) => *new,
+    };
+    let is_announced = matches!(turn.ask.place, Place::Announced { .. });
+    let call = match prepare(relay, &bot.settings, turn.ask, path).await {
+        Ok(call) => call,
+        Err(error) => {
+            if let Some(rows) = rows {
+                generation::refuse(relay, rows, &bot.settings.model).await;
+            }
+            return Err(error);
+        }
+    };
+    let start = Start {
+        stream_id: turn.stream_id,
+        conversation_id: rows.as_ref().map(|rows| rows.conversation_id),
+        message_id: rows.as_ref().map(|rows| rows.message_id),
+        variant_id: rows.as_ref().map(|rows| rows.variant_id),
+        user_message_id: rows.as_ref().and_then(|rows| rows.user_message_id),
+        bot: BotRef { id: Some(bot.id), name: bot.settings.name },
+        model: bot.settings.model,
+    };
+    let shows_reasoning = bot.settings.show_reasoning;
+    Ok(Opened::New(Box::new(Generation {
+        start,
+        rows,
+        call,
+        shows_reasoning,
+        is_announced,
+        permit,
+    })))
+}
+
+/// All that can keep the turn from being run once its bot and its context are known.
+async fn prepare(
+    relay: &Relay,
+    bot: &BotSettings,
+    ask: Ask,
+    path: Vec<Beat>,
+) -> Result<Call, Error> {
+    let target = relay.providers.target(bot)?;
+    let max_tokens = ask.max_tokens.or(bot.max_tokens);
+    let (model, reasoning, temperature) =
+        (bot.model.clone(), bot.reasoning, ask.temperature.or(bot.temperature));
+    // The store puts a saved input at the end of the path; beside the caller's own messages it follows those.
+    let said = match ask.place {
+        Place::Reply { input: Some(input), .. } if ask.messages.is_some() => {
+            Some(Beat { role: Role::User, content: input })
+        }
+        _ => None,
+    };
+    let bot = bot.clone();
+    // Counting tokens takes a millisecond for some ten thousand characters: too long for a thread that streams.
+    let assemble = move || {
+        let additions =
+            Additions { system: ask.system.as_deref(), guidance: ask.guidance.as_deref() };
+        let mut beats = ask.messages.unwrap_or(path);
+        beats.extend(said);
+        prompt::assemble(&bot, &additions, beats, max_tokens)
+    };
+    let messages = tokio::task::spawn_blocking(assemble).await.map_err(Error::internal)??;
+    Ok(Call { target, request: Request { model, messages, max_tokens, temperature, reasoning } })
+}
+
+impl Turn {
+    fn begin(&self, fingerprint: &str, expires_at: Timestamp) -> Begin {
+        Begin {
+            stream_id: self.stream_id.clone(),
+            fingerprint: fingerprint.to_owned(),
+            place: self.ask.place.clone(),
+            bot_id: self.ask.bot_id,
+            wants_path: self.ask.messages.is_none(),
+            expires_at,
+        }
+    }
+}
+
+impl Ask {
+    /// The same for the same ask, on every instance and in every version that knows the same fields.
+    fn fingerprint(&self) -> Result<String, Error> {
+        let json = serde_json::to_vec(self).map_err(Error::internal)?;
+        Ok(Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+fn shutting_down() -> Error {
+    Error::new(
+        Code::ShuttingDown,
+        "The relay is being restarted and begins nothing new. Try again in a moment.",
+    )
+    .with_retry_after(RETRY_AFTER_SHUTDOWN)
+}
