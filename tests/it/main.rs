@@ -1,0 +1,23 @@
+//! The relay as its users meet it: the real binary over real sockets, with a provider that does as it is told.
+
+mod client;
+mod provider;
+mod relay;
+
+mod auth;
+mod bad_input;
+mod bots;
+mod contract;
+mod cors;
+mod faults;
+mod follow;
+mod leaving;
+mod library;
+mod limits;
+mod prompt;
+mod reroll;
+mod retries;
+mod settings;
+mod shutdown;
+mod streaming;
+mod tenants;

@@ -1,0 +1,409 @@
+//! The relay under test, and the users who call it.
+//!
+//! A test starts a relay, lets users do things, and ends with [`TestRelay::finish`], which fails if a generation still
+//! runs, if a variant was left unfinished, if the log has an error or a secret, or if the process does not end well. A
+//! relay that is dropped without that fails the test too.
+
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::{HeaderMap, Method};
+use jsonwebtoken::{EncodingKey, Header};
+use serde_json::{Value, json};
+use storytellr_relay::auth::{Issuers, Principal, SharedSecret, Verifier};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+use crate::client::Reading;
+use crate::provider::{PATIENCE, Provider};
+
+pub(crate) const SECRET: &str = "a-secret-of-the-tests-with-at-least-32-characters";
+pub(crate) const ISSUER: &str = "https://project.supabase.co/auth/v1";
+
+/// The operator's key of the provider `scripted`; it must never be seen anywhere but there.
+pub(crate) const PROVIDER_KEY: &str = "sk-canary-5d0c0a6a1f2a4a11";
+
+pub(crate) struct Builder {
+    env: Vec<(String, String)>,
+}
+
+impl Builder {
+    /// Sets a variable; a later one of the same name wins.
+    pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.retain(|(known, _)| known != name);
+        self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    pub(crate) async fn start(self) -> TestRelay {
+        let data = TempDir::new().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (child, address) = spawn(&self.env, &data, &log).await;
+        let shared = Arc::new(Shared {
+            address: Mutex::new(address),
+            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            users: Mutex::default(),
+        });
+        TestRelay { child, data, env: self.env, log, shared, is_finished: false }
+    }
+}
+
+pub(crate) struct TestRelay {
+    child: Child,
+    data: TempDir,
+    env: Vec<(String, String)>,
+    log: Arc<Mutex<String>>,
+    shared: Arc<Shared>,
+    is_finished: bool,
+}
+
+struct Shared {
+    address: Mutex<String>,
+    client: reqwest::Client,
+    users: Mutex<Vec<Uuid>>,
+}
+
+impl TestRelay {
+    /// A relay whose provider `scripted` is `provider`, with limits that tests do not reach.
+    pub(crate) fn with(provider: &Provider) -> Builder {
+        Builder { env: Vec::new() }
+            .env("RELAY_LISTEN", "127.0.0.1:0")
+            .env("RELAY_LOG", "debug")
+            .env("RELAY_RATE_LIMIT", "1000000/min")
+            .env("RELAY_MAX_STREAMS_PER_USER", "10000")
+            .env("SUPABASE_JWT_SECRET", SECRET)
+            .env("RELAY_JWT_ISSUERS", ISSUER)
+            .env("RELAY_PROVIDERS", format!("scripted={}", provider.base_url()))
+            .env("SCRIPTED_API_KEY", PROVIDER_KEY)
+    }
+
+    /// A new user without anything.
+    pub(crate) fn stranger(&self) -> User {
+        self.user_of(Uuid::now_v7())
+    }
+
+    /// A new user with a bot at the provider `scripted`.
+    pub(crate) async fn user(&self) -> User {
+        let user = self.stranger();
+        user.bot(json!({})).await;
+        user
+    }
+
+    fn user_of(&self, id: Uuid) -> User {
+        self.shared.users.lock().unwrap().push(id);
+        User { token: token(&claims(id)), shared: Arc::clone(&self.shared) }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.shared.address.lock().unwrap())
+    }
+
+    pub(crate) fn client(&self) -> &reqwest::Client {
+        &self.shared.client
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Asks the process to end, without waiting.
+    pub(crate) fn terminate(&self) {
+        let pid = self.child.id().expect("the relay has ended").to_string();
+        assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
+    }
+
+    /// Waits until the process has ended by itself, well.
+    pub(crate) async fn ended(&mut self) {
+        let status =
+            timeout(PATIENCE, self.child.wait()).await.expect("the relay does not end").unwrap();
+        assert!(status.success(), "{status}\n{}", self.log());
+    }
+
+    /// Ends the process as `kill -9` does.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Starts again on the same data.
+    pub(crate) async fn start_again(&mut self) {
+        let (child, address) = spawn(&self.env, &self.data, &self.log).await;
+        self.child = child;
+        *self.shared.address.lock().unwrap() = address;
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        self.terminate();
+        self.ended().await;
+        self.start_again().await;
+    }
+
+    /// The end of every test.
+    pub(crate) async fn finish(self) {
+        let users: Vec<_> = self.shared.users.lock().unwrap().clone();
+        for id in users {
+            self.user_of(id).is_at_rest().await;
+        }
+        self.end_limited().await;
+    }
+
+    /// The end of a test whose users have no request left to be asked whether they are at rest.
+    pub(crate) async fn end_limited(mut self) {
+        self.is_finished = true;
+        self.terminate();
+        self.ended().await;
+        let log = self.log();
+        assert!(!log.contains("panicked"), "{log}");
+        assert!(!log.contains("\"level\":\"ERROR\""), "{log}");
+        for secret in [PROVIDER_KEY, SECRET, "eyJ"] {
+            assert!(!log.contains(secret), "a secret in the log: {log}");
+        }
+    }
+}
+
+impl Drop for TestRelay {
+    fn drop(&mut self) {
+        // Best effort: it may have ended.
+        let _killed = self.child.start_kill();
+        if std::thread::panicking() {
+            eprintln!("the relay's log:\n{}", self.log());
+        } else {
+            assert!(self.is_finished, "a test must end with `finish`");
+        }
+    }
+}
+
+async fn spawn(
+    env: &[(String, String)],
+    data: &TempDir,
+    log: &Arc<Mutex<String>>,
+) -> (Child, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_storytellr-relay"))
+        .arg("serve")
+        .env_clear()
+        .env("RELAY_DATA", data.path())
+        .envs(env.iter().cloned())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut address = None;
+    while address.is_none() {
+        let line =
+            timeout(PATIENCE, lines.next_line()).await.expect("the relay does not start").unwrap();
+        let line =
+            line.unwrap_or_else(|| panic!("the relay does not start:\n{}", log.lock().unwrap()));
+        log.lock().unwrap().push_str(&format!("{line}\n"));
+        let record: Value = serde_json::from_str(&line).unwrap_or_default();
+        if record["message"] == "listening" {
+            address = record["addr"].as_str().map(str::to_owned);
+        }
+    }
+    let log = Arc::clone(log);
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            log.lock().unwrap().push_str(&format!("{line}\n"));
+        }
+    });
+    (child, address.unwrap())
+}
+
+/// The claims of a signed-in user, as Supabase Auth sets them.
+pub(crate) fn claims(user: Uuid) -> Value {
+    let now = jsonwebtoken::get_current_timestamp();
+    json!({
+        "iss": ISSUER, "sub": user, "aud": "authenticated", "role": "authenticated",
+        "iat": now, "exp": now + 3600, "email": "", "is_anonymous": false,
+    })
+}
+
+pub(crate) fn token(claims: &Value) -> String {
+    jsonwebtoken::encode(&Header::default(), claims, &EncodingKey::from_secret(SECRET.as_bytes()))
+        .unwrap()
+}
+
+/// A caller, for tests that call the library.
+pub(crate) fn principal(user: Uuid) -> Principal {
+    let verifier = Verifier::new(SharedSecret::new(SECRET).as_ref(), Issuers::Any);
+    verifier.verify(&token(&claims(user)), storytellr_relay::clock::now()).unwrap()
+}
+
+/// Somebody who calls the relay.
+#[derive(Clone)]
+pub(crate) struct User {
+    pub(crate) token: String,
+    shared: Arc<Shared>,
+}
+
+/// What the relay answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) json: Value,
+}
+
+impl Answer {
+    pub(crate) async fn of(response: reqwest::Response) -> Self {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.unwrap();
+        let json = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Self { status, headers, json }
+    }
+
+    /// The answer's JSON, which must have that status.
+    #[track_caller]
+    pub(crate) fn ok(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.json);
+        self.json
+    }
+
+    /// It must be an error of that status and code, with a message for people and the request's id.
+    #[track_caller]
+    pub(crate) fn refused(&self, status: u16, code: &str) -> &str {
+        let error = &self.json["error"];
+        assert_eq!((self.status, error["code"].as_str()), (status, Some(code)), "{}", self.json);
+        assert_eq!(error["request_id"].as_str(), self.headers["x-request-id"].to_str().ok());
+        let message = error["message"].as_str().unwrap();
+        assert!(message.len() > 10 && message.ends_with('.'), "{message}");
+        message
+    }
+}
+
+impl User {
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let url = format!("http://{}{path}", self.shared.address.lock().unwrap());
+        self.shared.client.request(method, url).bearer_auth(&self.token)
+    }
+
+    pub(crate) async fn send(&self, method: Method, path: &str, body: &Value) -> Answer {
+        Answer::of(self.request(method, path).body(body.to_string()).send().await.unwrap()).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        Answer::of(self.request(Method::GET, path).send().await.unwrap()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::POST, path, body).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PATCH, path, body).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PUT, path, body).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        Answer::of(self.request(Method::DELETE, path).send().await.unwrap()).await
+    }
+
+    /// A new bot at the provider `scripted`, with those settings different; its id.
+    pub(crate) async fn bot(&self, settings: Value) -> i64 {
+        let mut bot = json!({"name": "Narrator", "provider": "scripted", "model": "model-1"});
+        bot.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        self.post("/v1/bots", &bot).await.ok(201)["id"].as_i64().unwrap()
+    }
+
+    /// A new conversation; its id.
+    pub(crate) async fn conversation(&self) -> i64 {
+        self.post("/v1/conversations", &json!({})).await.ok(201)["id"].as_i64().unwrap()
+    }
+
+    /// Starts a stream, which must begin.
+    pub(crate) async fn stream(&self, body: Value) -> Reading {
+        self.reading(self.request(Method::POST, "/v1/stream").body(body.to_string())).await
+    }
+
+    /// Says something in a conversation.
+    pub(crate) async fn say(&self, conversation: i64, input: &str) -> Reading {
+        self.stream(json!({"conversation_id": conversation, "input": input})).await
+    }
+
+    /// Says something, and reads the answer to its end, which must be good.
+    pub(crate) async fn told(&self, conversation: i64, input: &str) -> Value {
+        self.say(conversation, input).await.done().await
+    }
+
+    pub(crate) async fn reroll(&self, body: Value) -> Reading {
+        self.reading(self.request(Method::POST, "/v1/reroll").body(body.to_string())).await
+    }
+
+    pub(crate) async fn follow(&self, stream_id: &str, after: Option<u64>) -> Reading {
+        let query = after.map(|after| format!("?after={after}")).unwrap_or_default();
+        self.reading(self.request(Method::GET, &format!("/v1/streams/{stream_id}{query}"))).await
+    }
+
+    pub(crate) async fn reading(&self, request: reqwest::RequestBuilder) -> Reading {
+        let response = request.send().await.unwrap();
+        if response.status() != 200 {
+            panic!("no stream: {:?}", Answer::of(response).await);
+        }
+        Reading::new(response)
+    }
+
+    pub(crate) async fn tree(&self, conversation: i64) -> Value {
+        self.get(&format!("/v1/conversations/{conversation}")).await.ok(200)
+    }
+
+    /// The message of a tree.
+    pub(crate) async fn message(&self, conversation: i64, id: &Value) -> Value {
+        let tree = self.tree(conversation).await;
+        let message =
+            tree["messages"].as_array().unwrap().iter().find(|message| &message["id"] == id);
+        message.cloned().unwrap_or(Value::Null)
+    }
+
+    /// The story as it reads now: the active texts of the path.
+    pub(crate) async fn story(&self, conversation: i64) -> Vec<String> {
+        let tree = self.tree(conversation).await;
+        let messages = tree["messages"].as_array().unwrap();
+        let find = |id: &Value| messages.iter().find(|message| &message["id"] == id).unwrap();
+        let active = |message: &Value| {
+            let variants = message["variants"].as_array().unwrap().iter();
+            let mut active =
+                variants.filter(|variant| variant["id"] == message["active_variant_id"]);
+            active
+                .next()
+                .map_or_else(String::new, |variant| variant["content"].as_str().unwrap().to_owned())
+        };
+        tree["path"].as_array().unwrap().iter().map(|id| active(find(id))).collect()
+    }
+
+    /// What is saved of a stream, once it is in that state.
+    pub(crate) async fn saved(&self, stream_id: &str, status: &str) -> Value {
+        let since = Instant::now();
+        loop {
+            let answer = self.get(&format!("/v1/message-by-stream-id?stream_id={stream_id}")).await;
+            if answer.json["status"] == status {
+                return answer.json;
+            }
+            assert!(since.elapsed() < PATIENCE, "never {status}: {:?}", answer.json);
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Fails unless nothing of the user's is being written.
+    async fn is_at_rest(&self) {
+        let since = Instant::now();
+        while self.get("/v1/streams").await.ok(200)["data"] != json!([]) {
+            assert!(since.elapsed() < PATIENCE, "a generation was left running");
+            sleep(Duration::from_millis(20)).await;
+        }
+        let conversations = self.get("/v1/conversations?limit=200").await.ok(200);
+        for conversation in conversations["data"].as_array().unwrap() {
+            let tree = self.tree(conversation["id"].as_i64().unwrap()).await;
+            assert!(
+                !tree.to_string().contains("\"status\":\"streaming\""),
+                "a variant was left unfinished: {tree}"
+            );
+        }
+    }
+}
