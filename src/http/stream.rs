@@ -169,7 +169,8 @@ async fn rebuild(
 /// header says is newer than what the address says.
 fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Seq>, Error> {
     let header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
-    let Some(cursor) = header.or(after).filter(|cursor| !cursor.is_empty()) else {
+    let Some(cursor) = [header, after].into_iter().flatten().find(|cursor| !cursor.is_empty())
+    else {
         return Ok(None);
     };
     let is_number = cursor.bytes().all(|byte| byte.is_ascii_digit());
