@@ -4,73 +4,46 @@ use std::sync::Arc;
 
 use crate::auth::Verifier;
 use crate::bot::BotSettings;
-use crate::config::{Config, Database, Mode, Origins, Times};
+use crate::config::{Config, Database, Mode};
 use crate::error::Error;
-use crate::journal::Journal;
 use crate::journal::memory::MemoryJournal;
 use crate::lifecycle::Tasks;
-use crate::limits::Limits;
 use crate::limits::memory::MemoryLimits;
 use crate::provider::Providers;
-use crate::store::Store;
+use crate::relay::Relay;
 use crate::store::sqlite::SqliteStore;
 
-/// Everything that a request needs.
-pub struct Relay {
-    /// Who is asking.
-    pub verifier: Verifier,
-    /// How much they may ask for.
-    pub limits: Box<dyn Limits>,
-    /// Where stories are.
-    pub store: Box<dyn Store>,
-    /// Where generations are while they run, and some time after.
-    pub journal: Box<dyn Journal>,
-    /// Who answers.
-    pub providers: Providers,
-    /// How long things may take.
-    pub times: Times,
-    /// Which web pages may call.
-    pub origins: Origins,
-    /// What shutdown waits for.
-    pub tasks: Tasks,
-    /// Whether what is saved survives the process.
-    pub is_durable: bool,
-}
-
-impl Relay {
-    /// Opens everything that `config` names.
-    ///
-    /// # Errors
-    /// What cannot be opened, and what to do about it.
-    pub async fn build(config: Config) -> Result<Arc<Self>, Error> {
-        let store = open_store(&config)?;
-        // The journal is in memory, so whatever was being written when the last process ended has no writer any more.
-        let interrupted = store.interrupt_orphans().await?;
-        if interrupted > 0 {
-            tracing::warn!(
-                generations = interrupted,
-                "ended as interrupted what the last process left unfinished"
-            );
-        }
-        let key = |name: &str| {
-            config.provider_keys.iter().find(|(known, _)| known == name).map(|(_, key)| key.clone())
-        };
-        let providers =
-            Providers::new(&config.providers, config.upstream_allow, key).map_err(|error| {
-                Error::internal(format!("no TLS client: {error}. Install ca-certificates."))
-            })?;
-        Ok(Arc::new(Self {
-            verifier: Verifier::new(config.auth.shared_secret.as_ref(), config.auth.issuers),
-            limits: Box::new(MemoryLimits::new(config.rate_limit, config.max_streams_per_user)),
-            is_durable: config.database != Database::Memory,
-            store: Box::new(store),
-            journal: Box::new(MemoryJournal::default()),
-            providers,
-            times: config.times,
-            origins: config.origins,
-            tasks: Tasks::default(),
-        }))
+/// Opens everything that `config` names.
+///
+/// # Errors
+/// What cannot be opened, and what to do about it.
+pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
+    let store = open_store(&config)?;
+    // The journal is in memory, so whatever was being written when the last process ended has no writer any more.
+    let interrupted = store.interrupt_orphans().await?;
+    if interrupted > 0 {
+        tracing::warn!(
+            generations = interrupted,
+            "ended as interrupted what the last process left unfinished"
+        );
     }
+    let key = |name: &str| {
+        config.provider_keys.iter().find(|(known, _)| known == name).map(|(_, key)| key.clone())
+    };
+    let providers =
+        Providers::new(&config.providers, config.upstream_allow, key).map_err(|error| {
+            Error::internal(format!("no TLS client: {error}. Install ca-certificates."))
+        })?;
+    Ok(Arc::new(Relay {
+        verifier: Verifier::new(config.auth.shared_secret.as_ref(), config.auth.issuers),
+        limits: Box::new(MemoryLimits::new(config.rate_limit, config.max_streams_per_user)),
+        is_durable: config.database != Database::Memory,
+        store: Box::new(store),
+        journal: Box::new(MemoryJournal::default()),
+        providers,
+        times: config.times,
+        tasks: Tasks::default(),
+    }))
 }
 
 fn open_store(config: &Config) -> Result<SqliteStore, Error> {

@@ -11,10 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
 
-use crate::app::Relay;
 use crate::config::{Config, Mode, parse_duration};
 use crate::lifecycle::Signals;
-use crate::{clock, dev, http, telemetry};
+use crate::{app, clock, dev, http, telemetry};
 
 /// Streams a language model's answers to a story app, and saves each of them exactly once.
 ///
@@ -102,7 +101,8 @@ async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
         .map(|secret| dev::welcome(&config, &secret, address, clock::now()))
         .transpose()?;
 
-    let relay = Relay::build(config).await?;
+    let origins = config.origins.clone();
+    let relay = app::build(config).await?;
     info!(addr = %address, durable = relay.is_durable, "listening");
     if let Some(welcome) = welcome {
         std::io::stdout().write_all(welcome.as_bytes())?;
@@ -116,7 +116,7 @@ async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
         closing.cancel();
     };
     tokio::join!(
-        http::listener::serve(listener, http::router(Arc::clone(&relay)), closing.clone()),
+        http::listener::serve(listener, http::router(Arc::clone(&relay), origins), closing.clone()),
         until_signal
     );
     info!("stopped");

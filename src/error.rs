@@ -136,6 +136,15 @@ impl Error {
             .with_detail(detail)
     }
 
+    /// The answer to a stream id that belongs to another turn, wherever that is found out.
+    #[must_use]
+    pub fn stream_id_reused() -> Self {
+        Self::new(
+            Code::StreamIdReused,
+            "This `stream_id` belongs to another request. Use a new one for each turn, and the same one only to repeat a turn unchanged.",
+        )
+    }
+
     /// Adds what only the operator may see.
     #[must_use]
     pub fn with_detail(mut self, detail: impl fmt::Display) -> Self {

@@ -13,14 +13,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::app::Relay;
-use crate::config::Times;
 use crate::error::{Code, Error};
 use crate::event::{Done, DoneStatus, End, Failed, Failure, Start, Usage};
 use crate::journal::{Control, Watch, Writer};
 use crate::limits::Permit;
 use crate::prompt;
 use crate::provider::{Batch, Call, Completed, Progress};
+use crate::relay::{Relay, Times};
 use crate::replay;
 use crate::store::{Finish, Finished, Outcome, Rows};
 

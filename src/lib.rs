@@ -7,9 +7,10 @@
 //! - Vocabulary, pure: [`id`], [`error`], [`event`], [`bot`], [`story`], [`text`], [`clock`], [`prompt`].
 //! - Ports, each a folder with its contract in `mod.rs` and one adapter a file: [`auth`], [`limits`], [`provider`],
 //!   [`journal`], [`store`].
+//! - What holds them: [`relay`], and [`lifecycle`], which every task runs under.
 //! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`replay`] puts one together that is over.
 //! - Faces: [`http`].
-//! - Composition: [`config`], [`app`], [`lifecycle`], [`telemetry`], [`dev`], [`cli`].
+//! - Composition: [`config`], [`app`], [`telemetry`], [`dev`], [`cli`].
 
 pub mod bot;
 pub mod clock;
@@ -26,6 +27,9 @@ pub mod limits;
 pub mod provider;
 pub mod store;
 
+pub mod lifecycle;
+pub mod relay;
+
 pub mod generation;
 pub mod replay;
 pub mod turn;
@@ -36,5 +40,4 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod dev;
-pub mod lifecycle;
 pub mod telemetry;

@@ -5,8 +5,7 @@
 
 use crate::bot::BotSettings;
 use crate::error::{Code, Error};
-use crate::store::Beat;
-use crate::story::Role;
+use crate::story::{Beat, Role};
 use crate::text;
 
 /// What a message costs beside its text: role and separators, as OpenAI counts them.

@@ -135,3 +135,12 @@ pub struct Variant {
     /// When it was made.
     pub created_at: Timestamp,
 }
+
+/// What one message says, without its place in the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Beat {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}

@@ -12,7 +12,6 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
 
-use crate::app::Relay;
 use crate::auth::Principal;
 use crate::bot::BotSettings;
 use crate::clock;
@@ -24,9 +23,10 @@ use crate::journal::{Claim, Ended, Log, Opening, Writer};
 use crate::limits::Permit;
 use crate::prompt::{self, Additions};
 use crate::provider::{Call, Request};
+use crate::relay::Relay;
 use crate::replay;
-use crate::store::{Beat, Begin, Begun, New, Place};
-use crate::story::Role;
+use crate::store::{Begin, Begun, New, Place};
+use crate::story::{Beat, Role};
 
 /// What a caller is told to wait while the relay is restarted: about as long as a restart takes.
 const RETRY_AFTER_SHUTDOWN: Duration = Duration::from_secs(5);

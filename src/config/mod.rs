@@ -10,14 +10,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::auth::{Issuers, SECRET_LEN_MIN, SharedSecret};
+use crate::http::Origins;
 use crate::limits::Rate;
 use crate::provider::{Added, UpstreamAllow, key_variable, known_names};
 
-pub use parse::Origins;
+use crate::relay::Times;
 use parse::Reader;
 
 /// What the relay is started as.
@@ -83,32 +83,6 @@ pub struct Auth {
     pub shared_secret: Option<SharedSecret>,
     /// Whose tokens are accepted.
     pub issuers: Issuers,
-}
-
-/// How long things may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Times {
-    /// Until the provider's first token. `RELAY_FIRST_TOKEN_TIMEOUT`.
-    pub first_token: Duration,
-    /// Between two tokens. `RELAY_IDLE_TIMEOUT`.
-    pub idle: Duration,
-    /// A whole generation. `RELAY_GENERATION_TIMEOUT`.
-    pub generation: Duration,
-    /// How long a generation runs with nobody following. `RELAY_DETACHED_GRACE`.
-    pub detached_grace: Duration,
-    /// What running generations get after SIGTERM. `RELAY_DRAIN`.
-    pub drain: Duration,
-}
-
-/// What a generation may need beyond its own time to be saved, before its variant is read as interrupted.
-const SAVING_TIME: Duration = Duration::from_secs(60);
-
-impl Times {
-    /// When a generation that begins at `now` must have been saved.
-    #[must_use]
-    pub fn expiry(&self, now: Timestamp) -> Timestamp {
-        now.saturating_add(self.generation + SAVING_TIME).unwrap_or(Timestamp::MAX)
-    }
 }
 
 /// Settings that are wrong, all of them.

@@ -8,11 +8,11 @@ use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::app::Relay;
 use crate::auth::Principal;
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::limits::Quota;
+use crate::relay::Relay;
 
 /// The fields of draft-ietf-httpapi-ratelimit-headers.
 pub(super) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");

@@ -10,12 +10,12 @@ use url::Url;
 
 use super::extract::{Id, Json, Listing, Parameters, invalid, parse};
 use super::stream::check_settings;
-use crate::app::Relay;
 use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
 use crate::error::Error;
 use crate::id::BotId;
 use crate::provider::Providers;
+use crate::relay::Relay;
 use crate::store::Page;
 use crate::text;
 

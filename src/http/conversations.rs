@@ -8,10 +8,10 @@ use http::StatusCode;
 use serde::Deserialize;
 
 use super::extract::{Id, Json, Listing, Parameters, invalid, present};
-use crate::app::Relay;
 use crate::auth::Principal;
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, VariantId};
+use crate::relay::Relay;
 use crate::store::{ConversationPatch, Page};
 use crate::story::{Conversation, Message, Tree};
 use crate::text;

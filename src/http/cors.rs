@@ -4,14 +4,55 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, header, request};
 use tower_http::cors::{AllowOrigin, CorsLayer};
+use url::{Host, Url};
 
 use super::authenticate::{RATELIMIT, RATELIMIT_POLICY};
 use super::request_log::X_REQUEST_ID;
 use super::sse::{LAST_EVENT_ID, X_STREAM_ID};
-use crate::config::Origins;
 
 /// How long a browser may remember the answer to a preflight; Chromium's own limit is two hours.
 const MAX_AGE: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// Which web pages may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origins {
+    /// Any port of this machine: `dev` only.
+    pub loopback: bool,
+    /// To the letter.
+    pub exact: Vec<String>,
+    /// `https://*.example.com`, as scheme with `://` and the rest from the dot on; the star is one label.
+    pub wildcards: Vec<(String, String)>,
+}
+
+impl Origins {
+    /// Whether a page of `origin` may call. `origin` is what the browser sent.
+    #[must_use]
+    pub fn allow(&self, origin: &str) -> bool {
+        self.exact.iter().any(|exact| exact == origin)
+            || self.wildcards.iter().any(|(scheme, rest)| is_one_label_below(origin, scheme, rest))
+            || (self.loopback && is_loopback(origin))
+    }
+}
+
+fn is_one_label_below(origin: &str, scheme: &str, rest: &str) -> bool {
+    let label = origin.strip_prefix(scheme).and_then(|host| host.strip_suffix(rest));
+    let is_of_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    label.is_some_and(|label| !label.is_empty() && label.bytes().all(is_of_label))
+}
+
+fn is_loopback(origin: &str) -> bool {
+    let Some(url) =
+        Url::parse(origin).ok().filter(|url| url.origin().ascii_serialization() == origin)
+    else {
+        return false;
+    };
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
 
 /// Adds the `Access-Control` headers for origins that are allowed, and none that allow anything for others.
 pub(super) fn layer(origins: Origins) -> CorsLayer {

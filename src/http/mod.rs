@@ -24,14 +24,15 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::app::Relay;
 use crate::error::{Code, Error};
+use crate::relay::Relay;
+pub use cors::Origins;
 
 /// The longest request body in bytes. A million tokens of the caller's own context fit; nothing longer fits a model.
 pub const BODY_LEN_MAX: usize = 4 << 20;
 
 /// All routes, with everything that surrounds them.
-pub fn router(relay: Arc<Relay>) -> Router {
+pub fn router(relay: Arc<Relay>, origins: Origins) -> Router {
     // Everything that belongs to somebody. Whoever adds a route here cannot forget to ask who is calling.
     let personal = Router::new()
         .route("/v1/stream", post(stream::start))
@@ -61,7 +62,7 @@ pub fn router(relay: Arc<Relay>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
         .layer(CatchPanicLayer::custom(reject::panicked))
-        .layer(cors::layer(relay.origins.clone()))
+        .layer(cors::layer(origins))
         .layer(from_fn(request_log::log))
         .with_state(relay)
 }

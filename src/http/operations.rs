@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::extract::Parameters;
-use crate::app::Relay;
 use crate::auth::Principal;
 use crate::bot::Bot;
 use crate::error::Error;
 use crate::id::{BotId, UserId};
+use crate::relay::Relay;
 
 /// How long the database may take to answer before the relay counts as not ready; load balancers ask every few seconds.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);

@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::extract::{Json, invalid};
 use super::{sse, stream};
-use crate::app::Relay;
 use crate::auth::Principal;
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use crate::relay::Relay;
 use crate::store::{Announced, Place};
 use crate::turn::{self, Ask, Turn};
 

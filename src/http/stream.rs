@@ -12,15 +12,15 @@ use tokio::time::timeout;
 
 use super::extract::{Id, Json, Parameters, invalid};
 use super::sse::{self, LAST_EVENT_ID};
-use crate::app::Relay;
 use crate::auth::Principal;
 use crate::error::{Code, Error};
 use crate::event::Seq;
 use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
 use crate::journal::{Log, Opening, Running};
+use crate::relay::Relay;
 use crate::replay;
-use crate::store::{Beat, Page, Place, SavedStream};
-use crate::story::Role;
+use crate::store::{Page, Place, SavedStream};
+use crate::story::{Beat, Role};
 use crate::text;
 use crate::turn::{self, Ask, Turn};
 

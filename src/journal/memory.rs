@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{Claim, Journal, Log, Opening, Running, Writer};
-use crate::error::{Code, Error};
+use crate::error::Error;
 use crate::id::{StreamId, UserId};
 
 /// How long an ended generation can still be followed from memory; after that the database answers.
@@ -44,7 +44,7 @@ impl Journal for MemoryJournal {
             Some(log) if log.fingerprint() == opening.fingerprint => {
                 Ok(Claim::Existing(Arc::clone(log)))
             }
-            Some(_) => Err(stream_id_reused()),
+            Some(_) => Err(Error::stream_id_reused()),
             None => {
                 let log = Log::new(opening);
                 of_owner.insert(log.stream_id().clone(), Arc::clone(&log));
@@ -111,12 +111,4 @@ impl Logs {
             }
         }
     }
-}
-
-/// The answer to a stream id that belongs to another turn, wherever that is found out.
-pub(crate) fn stream_id_reused() -> Error {
-    Error::new(
-        Code::StreamIdReused,
-        "This `stream_id` belongs to another request. Use a new one for each turn, and the same one only to repeat a turn unchanged.",
-    )
 }

@@ -22,7 +22,6 @@ use crate::id::{ConversationId, MessageId, StreamId, UserId, VariantId};
 
 pub use follower::{Follower, View};
 pub use log::{Ended, Log};
-pub(crate) use memory::stream_id_reused;
 pub use writer::{Control, Watch, Writer};
 
 /// What a generation is known by before it has begun.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use crate::bot::Reasoning;
 use crate::error::Error;
 use crate::event::{Kind, Usage};
-use crate::store::Beat;
+use crate::story::Beat;
 use crate::text;
 
 use openai::Endpoint;

@@ -22,7 +22,7 @@ use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantI
 use crate::story::{Conversation, Message, Tree};
 
 pub use model::{
-    Announced, Beat, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, New, Outcome, Page,
+    Announced, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, New, Outcome, Page,
     Place, Rows, SavedStream,
 };
 

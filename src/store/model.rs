@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::bot::Bot;
 use crate::event::{BotRef, Failure, Usage};
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
-use crate::story::{Role, Status};
+use crate::story::{Beat, Role, Status};
 
 /// How many characters of path a store returns for each token of the bot's `context_size`: real text has about four a
 /// token and hardly ever more than eight, so what is left out could not have been in the prompt, while a turn's cost
@@ -93,15 +93,6 @@ pub struct Rows {
     pub user_message_id: Option<MessageId>,
     /// What [`super::Store::finish`] asks for. The store keeps only its hash.
     pub write_token: SecretString,
-}
-
-/// One message of a path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Beat {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said.
-    pub content: String,
 }
 
 /// How a generation ended, as a store is told.

@@ -10,10 +10,9 @@ use crate::bot::{Bot, BotSettings};
 use crate::clock;
 use crate::error::Error;
 use crate::id::{ConversationId, MessageId, MessageRef, StreamId, UserId, VariantId};
-use crate::journal::stream_id_reused;
 use crate::store::model::PATH_CHARS_PER_TOKEN;
-use crate::store::{Announced, Beat, Begin, Begun, New, Place, Rows};
-use crate::story::{Role, Status};
+use crate::store::{Announced, Begin, Begun, New, Place, Rows};
+use crate::story::{Beat, Role, Status};
 
 /// What is known of a stream id of the user before it begins.
 enum Known {
@@ -100,7 +99,7 @@ fn known(
                 .ok_or_else(|| Error::internal("a generation with a variant was not found"))?;
             Ok(Err(Begun::Existing(Box::new(saved))))
         }
-        Some(_) => Err(stream_id_reused()),
+        Some(_) => Err(Error::stream_id_reused()),
     }
 }
 
@@ -144,7 +143,7 @@ fn find_place<'a>(
             Ok(Some(FoundPlace::Announced(message, *variant_id)))
         }
         (Place::Announced { .. }, _) => Err(variant_not_found()),
-        (_, Known::Announced(_)) => Err(stream_id_reused()),
+        (_, Known::Announced(_)) => Err(Error::stream_id_reused()),
         (Place::Nowhere, Known::Free) => Ok(None),
         (Place::Reply { conversation_id, parent_id, input }, Known::Free) => {
             let conversation = rows::conversation(connection, user, *conversation_id)?;

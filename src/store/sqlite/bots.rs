@@ -70,10 +70,19 @@ pub(super) fn create(
     user: UserId,
     settings: &BotSettings,
 ) -> Result<Bot, Error> {
-    let id: BotId = connection
-        .prepare_cached("insert into bots (user_id, name, provider, model, system_prompt, context_size, show_reasoning, is_default, created_at, updated_at) values (?1, '', '', '', '', 1, 0, 0, ?2, ?2) returning id")?
-        .query_row(params![user, clock::now().as_millisecond()], |row| row.get(0))?;
-    update(connection, user, id, settings)
+    let made = write(
+        connection,
+        &format!(
+            "insert into bots (id, user_id, name, provider, model, base_url, system_prompt, temperature, max_tokens,
+               context_size, reasoning, show_reasoning, is_default, created_at, updated_at)
+             values (:id, :user_id, :name, :provider, :model, :base_url, :system_prompt, :temperature, :max_tokens,
+               :context_size, :reasoning, :show_reasoning, :is_default, {LATEST}, {LATEST})
+             returning {COLUMNS}"
+        ),
+        (user, None),
+        settings,
+    )?;
+    made.ok_or_else(|| Error::internal("a new bot was not returned"))
 }
 
 pub(super) fn update(
@@ -82,34 +91,49 @@ pub(super) fn update(
     id: BotId,
     settings: &BotSettings,
 ) -> Result<Bot, Error> {
-    let changed = connection
-        .prepare_cached(
+    let updated = write(
+        connection,
+        &format!(
             "update bots set name = :name, provider = :provider, model = :model, base_url = :base_url,
                system_prompt = :system_prompt, temperature = :temperature, max_tokens = :max_tokens,
                context_size = :context_size, reasoning = :reasoning, show_reasoning = :show_reasoning,
-               is_default = :is_default, updated_at = :now
-             where id = :id and user_id = :user_id",
-        )?
-        .execute(named_params! {
-            ":id": id,
-            ":user_id": user,
-            ":name": settings.name,
-            ":provider": settings.provider,
-            ":model": settings.model,
-            ":base_url": settings.base_url,
-            ":system_prompt": settings.system_prompt,
-            ":temperature": settings.temperature,
-            ":max_tokens": settings.max_tokens,
-            ":context_size": settings.context_size,
-            ":reasoning": settings.reasoning,
-            ":show_reasoning": settings.show_reasoning,
-            ":is_default": settings.is_default,
-            ":now": clock::now().as_millisecond(),
-        })?;
-    if changed == 0 {
-        return Err(bot_not_found());
-    }
-    read(connection, user, id)
+               is_default = :is_default, updated_at = {LATEST}
+             where id = :id and user_id = :user_id
+             returning {COLUMNS}"
+        ),
+        (user, Some(id)),
+        settings,
+    )?;
+    updated.ok_or_else(bot_not_found)
+}
+
+/// The present, or a moment later than every other change of the user's bots: which of them was changed last decides
+/// who answers, and a millisecond is long.
+const LATEST: &str = "max(:now, 1 + coalesce((select max(updated_at) from bots where user_id = :user_id and id is not :id), 0))";
+
+fn write(
+    connection: &Connection,
+    sql: &str,
+    (user, id): (UserId, Option<BotId>),
+    settings: &BotSettings,
+) -> Result<Option<Bot>, Error> {
+    let parameters = named_params! {
+        ":id": id,
+        ":user_id": user,
+        ":name": settings.name,
+        ":provider": settings.provider,
+        ":model": settings.model,
+        ":base_url": settings.base_url,
+        ":system_prompt": settings.system_prompt,
+        ":temperature": settings.temperature,
+        ":max_tokens": settings.max_tokens,
+        ":context_size": settings.context_size,
+        ":reasoning": settings.reasoning,
+        ":show_reasoning": settings.show_reasoning,
+        ":is_default": settings.is_default,
+        ":now": clock::now().as_millisecond(),
+    };
+    Ok(connection.prepare_cached(sql)?.query_row(parameters, bot).optional()?)
 }
 
 pub(super) fn delete(connection: &Connection, user: UserId, id: BotId) -> Result<(), Error> {

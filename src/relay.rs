@@ -1,0 +1,58 @@
+//! The relay as the spine and the faces see it: ports, and nothing of what stands behind them.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::auth::Verifier;
+use crate::journal::Journal;
+use crate::lifecycle::Tasks;
+use crate::limits::Limits;
+use crate::provider::Providers;
+use crate::store::Store;
+
+/// Everything that a request needs.
+pub struct Relay {
+    /// Who is asking.
+    pub verifier: Verifier,
+    /// How much they may ask for.
+    pub limits: Box<dyn Limits>,
+    /// Where stories are.
+    pub store: Box<dyn Store>,
+    /// Where generations are while they run, and some time after.
+    pub journal: Box<dyn Journal>,
+    /// Who answers.
+    pub providers: Providers,
+    /// How long things may take.
+    pub times: Times,
+    /// What shutdown waits for.
+    pub tasks: Tasks,
+    /// Whether what is saved survives the process.
+    pub is_durable: bool,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Until the provider's first token. `RELAY_FIRST_TOKEN_TIMEOUT`.
+    pub first_token: Duration,
+    /// Between two tokens. `RELAY_IDLE_TIMEOUT`.
+    pub idle: Duration,
+    /// A whole generation. `RELAY_GENERATION_TIMEOUT`.
+    pub generation: Duration,
+    /// How long a generation runs with nobody following. `RELAY_DETACHED_GRACE`.
+    pub detached_grace: Duration,
+    /// What running generations get after SIGTERM. `RELAY_DRAIN`.
+    pub drain: Duration,
+}
+
+/// What a generation may need beyond its own time to be saved, before its variant is read as interrupted.
+const SAVING_TIME: Duration = Duration::from_secs(60);
+
+impl Times {
+    /// When a generation that begins at `now` must have been saved.
+    #[must_use]
+    pub fn expiry(&self, now: Timestamp) -> Timestamp {
+        now.saturating_add(self.generation + SAVING_TIME).unwrap_or(Timestamp::MAX)
+    }
+}
