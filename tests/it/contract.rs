@@ -349,7 +349,7 @@ async fn one_of_fifty_begins_is_new(store: Arc<dyn Store>) {
         match begun.await.unwrap() {
             Begun::New(_) => new += 1,
             Begun::Existing(saved) => {
-                assert_eq!((saved.status, saved.stream_id.as_str()), (Status::Streaming, "same"))
+                assert_eq!((saved.status, saved.stream_id.as_str()), (Status::Streaming, "same"));
             }
         }
     }

@@ -1,5 +1,15 @@
 //! The relay as its users meet it: the real binary over real sockets, with a provider that does as it is told.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that meets the unexpected ends there and says so"
+)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "nothing waits for the tasks of a test but the test itself"
+)]
+
 mod client;
 mod provider;
 mod relay;
