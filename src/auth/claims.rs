@@ -7,8 +7,6 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::verifier::Issuers;
-
 /// The clocks of issuer and relay may differ by this many seconds: what PostgREST allows.
 const SKEW_SECONDS: f64 = 30.0;
 
@@ -47,6 +45,24 @@ pub(super) enum Audience {
     One(String),
     /// As a custom hook may have it.
     Many(Vec<String>),
+}
+
+/// Whose tokens are accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Issuers {
+    /// Everybody's that the key verifies: `dev` only.
+    Any,
+    /// These, to the letter.
+    Only(Vec<String>),
+}
+
+impl Issuers {
+    fn accept(&self, issuer: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(issuers) => issuers.iter().any(|known| known == issuer),
+        }
+    }
 }
 
 /// Why claims make no caller; each is a sentence for whoever sent the token.

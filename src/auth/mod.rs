@@ -13,8 +13,9 @@ use secrecy::SecretString;
 
 use crate::id::UserId;
 
+pub use claims::Issuers;
 pub use hs256::{SECRET_LEN_MIN, SharedSecret, sign};
-pub use verifier::{Issuers, Verifier};
+pub use verifier::Verifier;
 
 /// A verified caller. Cloning is cheap.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{GiveBack, Limits, Permit, Quota, Rate};
+use super::{Limits, Permit, Quota, Rate};
 use crate::auth::Principal;
 use crate::error::{Code, Error};
 use crate::id::UserId;
@@ -45,7 +45,7 @@ struct Window {
 
 /// Generations at once.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+struct Counts {
     running: Mutex<Running>,
 }
 
@@ -114,7 +114,8 @@ impl Limits for MemoryLimits {
         }
         *of_user += 1;
         running.total += 1;
-        Ok(Permit { _give_back: GiveBack { to: Arc::clone(&self.counts), user } })
+        let counts = Arc::clone(&self.counts);
+        Ok(Permit::new(move || counts.give_back(user)))
     }
 }
 
@@ -128,7 +129,7 @@ impl Windows {
 }
 
 impl Counts {
-    pub(super) fn give_back(&self, user: UserId) {
+    fn give_back(&self, user: UserId) {
         let mut running = lock(&self.running);
         running.total -= 1;
         if let Some(of_user) = running.by_user.get_mut(&user) {

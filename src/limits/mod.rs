@@ -5,7 +5,7 @@
 
 pub mod memory;
 
-use std::sync::Arc;
+use std::fmt;
 use std::time::Duration;
 
 use crate::auth::Principal;
@@ -32,16 +32,30 @@ pub struct Quota {
 }
 
 /// Leave to run one generation.
-#[derive(Debug)]
 pub struct Permit {
-    _give_back: GiveBack,
+    /// Absent once it has been called.
+    give_back: Option<Box<dyn FnOnce() + Send>>,
 }
 
-/// What a permit does when it is dropped.
-#[derive(Debug)]
-struct GiveBack {
-    to: Arc<memory::Counts>,
-    user: crate::id::UserId,
+impl Permit {
+    /// A permit that calls `give_back` when it is dropped.
+    pub fn new(give_back: impl FnOnce() + Send + 'static) -> Self {
+        Self { give_back: Some(Box::new(give_back)) }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(give_back) = self.give_back.take() {
+            give_back();
+        }
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Permit")
+    }
 }
 
 /// The limits, as the relay sees them.
@@ -57,10 +71,4 @@ pub trait Limits: Send + Sync + 'static {
     /// # Errors
     /// `TooManyStreams` if the user runs as many as allowed; `Overloaded` if the whole process does.
     fn admit(&self, caller: &Principal) -> Result<Permit, Error>;
-}
-
-impl Drop for GiveBack {
-    fn drop(&mut self) {
-        self.to.give_back(self.user);
-    }
 }

@@ -10,31 +10,13 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use secrecy::SecretString;
 
 use super::Principal;
-use super::claims::Claims;
+use super::claims::{Claims, Issuers};
 use super::hs256::SharedSecret;
 use crate::error::{Code, Error};
 use crate::id::UserId;
 
 /// The longest token in bytes. Supabase's have about one KiB; custom claims may make them longer.
 const TOKEN_LEN_MAX: usize = 16 << 10;
-
-/// Whose tokens are accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Issuers {
-    /// Everybody's that the key verifies: `dev` only.
-    Any,
-    /// These, to the letter.
-    Only(Vec<String>),
-}
-
-impl Issuers {
-    pub(super) fn accept(&self, issuer: &str) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Only(issuers) => issuers.iter().any(|known| known == issuer),
-        }
-    }
-}
 
 /// Tells callers by their tokens. An algorithm is bound to the family of the key it is checked with.
 #[derive(Debug)]

@@ -1,8 +1,7 @@
 //! `begin`: which bot answers, the rows it writes to, and the path above them; and the announcement of a reroll.
 
 use rusqlite::{Connection, OptionalExtension, params};
-use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
+use secrecy::SecretString;
 
 use super::rows::{self, ConversationRow, MessageRow, variant_not_found, word};
 use super::{bots, read};
@@ -190,7 +189,7 @@ fn make_rows(
     let variant_id = match place {
         FoundPlace::Announced(_, variant_id) => *variant_id,
         FoundPlace::Reply { .. } | FoundPlace::Reroll(_) => {
-            insert_variant(connection, message_id, "", Status::Streaming)?
+            rows::insert_variant(connection, message_id, "", Status::Streaming)?
         }
     };
     connection
@@ -207,7 +206,7 @@ fn say(
     input: &str,
 ) -> Result<MessageId, Error> {
     let message_id = insert_message(connection, conversation_id, parent_id, Role::User)?;
-    let variant_id = insert_variant(connection, message_id, input, Status::Complete)?;
+    let variant_id = rows::insert_variant(connection, message_id, input, Status::Complete)?;
     connection
         .prepare_cached("update messages set active_variant_id = ?2 where id = ?1")?
         .execute(params![message_id, variant_id])?;
@@ -228,23 +227,6 @@ fn insert_message(
             "insert into messages (conversation_id, parent_id, role, created_at) values (?1, ?2, ?3, ?4) returning id",
         )?
         .query_row(params![conversation_id, parent_id, role, clock::now().as_millisecond()], |row| row.get(0))?)
-}
-
-/// A new variant of the message; which one is active does not change.
-pub(super) fn insert_variant(
-    connection: &Connection,
-    message_id: MessageId,
-    content: &str,
-    status: Status,
-) -> Result<VariantId, Error> {
-    Ok(connection
-        .prepare_cached(
-            "insert into variants (message_id, content, reasoning, status, created_at)
-             values (?1, ?2, '', ?3, ?4) returning id",
-        )?
-        .query_row(params![message_id, content, status, clock::now().as_millisecond()], |row| {
-            row.get(0)
-        })?)
 }
 
 /// Notes who may write the variant, and returns what they prove it with.
@@ -271,17 +253,12 @@ fn register(
             user,
             begin.stream_id,
             begin.fingerprint,
-            hash(&token).as_slice(),
+            rows::hash(&token).as_slice(),
             reply.variant_id,
             reply.user_message_id,
             reply.previous_head_id
         ])?;
     Ok(token)
-}
-
-/// What the database keeps of a write token.
-pub(super) fn hash(write_token: &SecretString) -> [u8; 32] {
-    Sha256::digest(write_token.expose_secret()).into()
 }
 
 /// The path that ends with `end`, oldest first: as much of its end as can matter. Walked message by message, so that
@@ -329,7 +306,7 @@ pub(super) fn announce_reroll(
     if conversation_id.is_some_and(|id| id != message.conversation.id) {
         return Err(rows::message_not_found());
     }
-    let variant_id = insert_variant(connection, message.id, "", Status::Pending)?;
+    let variant_id = rows::insert_variant(connection, message.id, "", Status::Pending)?;
     let stream_id = StreamId::random_reroll();
     connection
         .prepare_cached("insert into generations (user_id, stream_id, variant_id, is_announced) values (?1, ?2, ?3, 1)")?

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
-use super::conversations::{page, wrong_cursor};
+use super::page::{page, wrong_cursor};
 use super::rows;
 use crate::bot::{Bot, BotSettings};
 use crate::clock;

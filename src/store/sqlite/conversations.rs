@@ -2,9 +2,10 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{bots, messages, rows};
+use super::page::{page, wrong_cursor};
+use super::{bots, rows};
 use crate::clock;
-use crate::error::{Code, Error};
+use crate::error::Error;
 use crate::id::{BotId, ConversationId, UserId};
 use crate::store::{ConversationPatch, Cursor, Page};
 use crate::story::Conversation;
@@ -35,19 +36,6 @@ pub(super) fn list(
 fn position(cursor: &str) -> Result<(i64, i64), Error> {
     let parse = |(updated_at, id): (&str, &str)| Some((updated_at.parse().ok()?, id.parse().ok()?));
     cursor.split_once('-').and_then(parse).ok_or_else(wrong_cursor)
-}
-
-/// A page of at most `limit` of `data`, which has one more if there is another page.
-pub(super) fn page<T>(mut data: Vec<T>, limit: u32, cursor: impl Fn(&T) -> String) -> Page<T> {
-    let limit = limit as usize;
-    let has_more = data.len() > limit;
-    data.truncate(limit);
-    let next = data.last().filter(|_| has_more).map(cursor);
-    Page { data, next }
-}
-
-pub(super) fn wrong_cursor() -> Error {
-    Error::new(Code::InvalidRequest, "`cursor` must be the `next` of the page before.")
 }
 
 pub(super) fn create(
@@ -111,8 +99,8 @@ pub(super) fn delete(
     id: ConversationId,
 ) -> Result<(), Error> {
     read(connection, user, id)?;
-    if messages::is_running(connection, id)? {
-        return Err(messages::generation_running());
+    if rows::is_running(connection, id)? {
+        return Err(rows::generation_running());
     }
     connection.prepare_cached("delete from conversations where id = ?1")?.execute([id])?;
     Ok(())

@@ -3,7 +3,6 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-use super::begin::hash;
 use super::rows::{self, ConversationRow};
 use crate::clock;
 use crate::error::{Code, Error};
@@ -50,7 +49,7 @@ pub(super) fn finish(connection: &Connection, finish: &Finish) -> Result<Finishe
 
 /// The generation that the write token is for, or what was answered when it was finished.
 fn find(connection: &Connection, finish: &Finish) -> Result<Result<Unfinished, Finished>, Error> {
-    let hash = hash(&finish.write_token);
+    let hash = rows::hash(&finish.write_token);
     let found = connection
         .prepare_cached("select id, result, variant_id, user_message_id, previous_head_id from generations where write_token_hash = ?1")?
         .query_row([hash.as_slice()], |row| {
@@ -130,7 +129,7 @@ fn write(
             .prepare_cached("update messages set active_variant_id = ?2 where id = ?1")?
             .execute(params![message_id, variant_id])?;
         if may_become_head && conversation.head_id == parent_id {
-            set_head(connection, conversation.id, Some(message_id))?;
+            rows::set_head(connection, conversation.id, Some(message_id))?;
         }
     }
     Ok(Finished { message_id: Some(message_id), variant_id: Some(variant_id) })
@@ -165,7 +164,7 @@ fn undo(connection: &Connection, generation: &Unfinished) -> Result<Finished, Er
     let Some(user_message_id) = generation.user_message_id else { return Ok(nothing) };
     if !has_children(connection, user_message_id)? {
         if generation.conversation.head_id == Some(user_message_id) {
-            set_head(connection, generation.conversation.id, generation.previous_head_id)?;
+            rows::set_head(connection, generation.conversation.id, generation.previous_head_id)?;
         }
         delete_message(connection, user_message_id)?;
     }
@@ -228,17 +227,6 @@ fn delete_variant(connection: &Connection, generation: &Unfinished) -> Result<()
 
 fn delete_message(connection: &Connection, id: MessageId) -> Result<(), Error> {
     connection.prepare_cached("delete from messages where id = ?1")?.execute([id])?;
-    Ok(())
-}
-
-pub(super) fn set_head(
-    connection: &Connection,
-    id: ConversationId,
-    head_id: Option<MessageId>,
-) -> Result<(), Error> {
-    connection
-        .prepare_cached("update conversations set head_id = ?2 where id = ?1")?
-        .execute(params![id, head_id])?;
     Ok(())
 }
 

@@ -2,12 +2,10 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::begin::insert_variant;
-use super::finish::set_head;
 use super::{read, rows};
 use crate::clock;
-use crate::error::{Code, Error};
-use crate::id::{ConversationId, MessageId, UserId, VariantId};
+use crate::error::Error;
+use crate::id::{MessageId, UserId, VariantId};
 use crate::story::{Message, Status};
 
 pub(super) fn select_variant(
@@ -25,7 +23,7 @@ pub(super) fn select_variant(
         .optional()?;
     match status {
         None | Some(Status::Pending) => return Err(rows::variant_not_found()),
-        Some(Status::Streaming) => return Err(generation_running()),
+        Some(Status::Streaming) => return Err(rows::generation_running()),
         Some(Status::Complete | Status::Stopped | Status::Interrupted | Status::Failed) => {}
     }
     activate(connection, message.id, variant)?;
@@ -40,7 +38,7 @@ pub(super) fn write_variant(
     content: &str,
 ) -> Result<Message, Error> {
     let message = rows::message(connection, user, message)?;
-    let variant = insert_variant(connection, message.id, content, Status::Complete)?;
+    let variant = rows::insert_variant(connection, message.id, content, Status::Complete)?;
     activate(connection, message.id, variant)?;
     rows::touch(connection, message.conversation.id)?;
     read::message(connection, message.id)
@@ -61,13 +59,13 @@ pub(super) fn delete_message(
         ))?
         .query_row(params![message.id, clock::now().as_millisecond()], |row| row.get(0))?;
     if is_running {
-        return Err(generation_running());
+        return Err(rows::generation_running());
     }
     let holds_head: bool = connection
         .prepare_cached(&format!("{BELOW} select exists (select 1 from below where id = ?2)"))?
         .query_row(params![message.id, message.conversation.head_id], |row| row.get(0))?;
     if holds_head {
-        set_head(connection, message.conversation.id, message.parent_id)?;
+        rows::set_head(connection, message.conversation.id, message.parent_id)?;
     }
     connection
         .prepare_cached(&format!(
@@ -77,26 +75,9 @@ pub(super) fn delete_message(
     rows::touch(connection, message.conversation.id)
 }
 
-/// Whether something is being written in the conversation.
-pub(super) fn is_running(connection: &Connection, id: ConversationId) -> Result<bool, Error> {
-    Ok(connection
-        .prepare_cached(
-            "select exists (select 1 from messages m join variants v on v.message_id = m.id
-               where m.conversation_id = ?1 and v.status = 'streaming' and v.expires_at > ?2)",
-        )?
-        .query_row(params![id, clock::now().as_millisecond()], |row| row.get(0))?)
-}
-
 fn activate(connection: &Connection, message: MessageId, variant: VariantId) -> Result<(), Error> {
     connection
         .prepare_cached("update messages set active_variant_id = ?2 where id = ?1")?
         .execute(params![message, variant])?;
     Ok(())
-}
-
-pub(super) fn generation_running() -> Error {
-    Error::new(
-        Code::GenerationRunning,
-        "An answer is being written there. Stop it first, or wait for its end.",
-    )
 }

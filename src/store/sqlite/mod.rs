@@ -9,6 +9,7 @@ mod conversations;
 mod database;
 mod finish;
 mod messages;
+mod page;
 mod read;
 mod rows;
 mod schema;

@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 
 use crate::clock;
 use crate::error::{Code, Error};
@@ -194,6 +196,50 @@ pub(super) fn touch(connection: &Connection, id: ConversationId) -> Result<(), E
     Ok(())
 }
 
+/// A new variant of the message; which one is active does not change.
+pub(super) fn insert_variant(
+    connection: &Connection,
+    message_id: MessageId,
+    content: &str,
+    status: Status,
+) -> Result<VariantId, Error> {
+    Ok(connection
+        .prepare_cached(
+            "insert into variants (message_id, content, reasoning, status, created_at)
+             values (?1, ?2, '', ?3, ?4) returning id",
+        )?
+        .query_row(params![message_id, content, status, clock::now().as_millisecond()], |row| {
+            row.get(0)
+        })?)
+}
+
+/// Makes the message the one that the story ends with.
+pub(super) fn set_head(
+    connection: &Connection,
+    id: ConversationId,
+    head_id: Option<MessageId>,
+) -> Result<(), Error> {
+    connection
+        .prepare_cached("update conversations set head_id = ?2 where id = ?1")?
+        .execute(params![id, head_id])?;
+    Ok(())
+}
+
+/// What the database keeps of a write token.
+pub(super) fn hash(write_token: &SecretString) -> [u8; 32] {
+    Sha256::digest(write_token.expose_secret()).into()
+}
+
+/// Whether something is being written in the conversation.
+pub(super) fn is_running(connection: &Connection, id: ConversationId) -> Result<bool, Error> {
+    Ok(connection
+        .prepare_cached(
+            "select exists (select 1 from messages m join variants v on v.message_id = m.id
+               where m.conversation_id = ?1 and v.status = 'streaming' and v.expires_at > ?2)",
+        )?
+        .query_row(params![id, clock::now().as_millisecond()], |row| row.get(0))?)
+}
+
 pub(super) fn conversation_not_found() -> Error {
     Error::new(Code::ConversationNotFound, "There is no such conversation of yours.")
 }
@@ -204,4 +250,11 @@ pub(super) fn message_not_found() -> Error {
 
 pub(super) fn variant_not_found() -> Error {
     Error::new(Code::VariantNotFound, "There is no such variant of that message.")
+}
+
+pub(super) fn generation_running() -> Error {
+    Error::new(
+        Code::GenerationRunning,
+        "An answer is being written there. Stop it first, or wait for its end.",
+    )
 }

@@ -1,0 +1,137 @@
+//! The rules of the code base that can be checked, checked.
+
+#![expect(clippy::unwrap_used, reason = "a test that meets the unexpected ends there and says so")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The longest file in lines.
+const LINES_MAX: usize = 500;
+
+/// The layers, lowest first. A module may use those of its own layer and of lower ones.
+const LAYERS: &[&[&str]] = &[
+    &["bot", "clock", "error", "event", "id", "prompt", "story", "text"],
+    &["auth", "journal", "limits", "provider", "store"],
+    &["lifecycle", "relay"],
+    &["generation", "replay", "turn"],
+    &["http"],
+    &["app", "cli", "config", "dev", "telemetry"],
+];
+
+/// Crates that may be used in one place only, so that no other part comes to depend on them.
+const CONFINED: &[(&str, &[&str])] = &[
+    ("axum", &["src/http/"]),
+    ("hyper", &["src/http/"]),
+    ("hyper_util", &["src/http/"]),
+    ("tower_http", &["src/http/"]),
+    ("reqwest", &["src/provider/"]),
+    ("tiktoken_rs", &["src/prompt.rs"]),
+    ("jsonwebtoken", &["src/auth/"]),
+    ("rusqlite", &["src/store/sqlite/"]),
+    ("clap", &["src/cli.rs", "src/main.rs"]),
+];
+
+struct Source {
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// The top module that the file belongs to: `store` for `src/store/sqlite/begin.rs`.
+    fn module(&self) -> &str {
+        let path = self.path.strip_prefix("src/").unwrap();
+        path.split('/').next().unwrap().trim_end_matches(".rs")
+    }
+
+    /// The text without tests, which may use anything.
+    fn code(&self) -> &str {
+        self.text.split("#[cfg(test)]").next().unwrap()
+    }
+}
+
+fn sources(folder: &str) -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders: Vec<PathBuf> = vec![root.join(folder)];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let path = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                sources.push(Source { path, text });
+            }
+        }
+    }
+    assert!(!sources.is_empty());
+    sources
+}
+
+#[test]
+fn every_file_opens_by_saying_why_it_exists() {
+    for source in sources("src").iter().chain(&sources("tests")) {
+        assert!(source.text.starts_with("//! "), "{}", source.path);
+    }
+}
+
+#[test]
+fn files_are_one_idea() {
+    for source in sources("src") {
+        let lines = source.text.lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines", source.path);
+    }
+}
+
+#[test]
+fn layers_use_only_what_is_below_them() {
+    let layer = |module: &str| LAYERS.iter().position(|modules| modules.contains(&module));
+    for source in sources("src") {
+        if matches!(source.module(), "lib" | "main") {
+            continue;
+        }
+        let own = layer(source.module()).unwrap_or_else(|| panic!("{} is in no layer", source.path));
+        for used in source.code().split("crate::").skip(1) {
+            let used: String = used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            if let Some(used_layer) = layer(&used) {
+                assert!(used_layer <= own, "{} uses {used}, which is above it", source.path);
+            }
+        }
+    }
+}
+
+#[test]
+fn crates_stay_where_they_belong() {
+    for source in sources("src") {
+        for (name, places) in CONFINED {
+            let is_used = source.code().contains(&format!("{name}::"));
+            let may_use = places.iter().any(|place| source.path.starts_with(place));
+            assert!(!is_used || may_use, "{} uses {name}", source.path);
+        }
+    }
+}
+
+#[test]
+fn every_setting_is_in_the_readme() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    for source in sources("src/config") {
+        for quoted in source.code().split('"').skip(1).step_by(2) {
+            let is_setting = quoted.starts_with("RELAY_") || quoted.starts_with("SUPABASE_");
+            let is_name = quoted.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+            assert!(!(is_setting && is_name) || readme.contains(quoted), "{quoted} is not in README.md");
+        }
+    }
+}
+
+#[test]
+fn every_code_is_documented() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let protocol = fs::read_to_string(root.join("docs/protocol.md")).unwrap();
+    let error = fs::read_to_string(root.join("src/error.rs")).unwrap();
+    let codes = error.split("=> \"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    for code in codes {
+        assert!(protocol.contains(&format!("`{code}`")), "{code} is not in docs/protocol.md");
+    }
+}
