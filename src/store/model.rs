@@ -76,7 +76,7 @@ pub struct New {
     /// What it writes to; absent at [`Place::Nowhere`].
     pub rows: Option<Rows>,
     /// The path from the root to the reply's parent, oldest first, each message's active variant; messages without one
-    /// are left out. Only as much of its end as can matter, by [`PATH_CHARS_PER_TOKEN`]. Empty unless wanted.
+    /// are left out. Only as much of its end as can matter, by `PATH_CHARS_PER_TOKEN`. Empty unless wanted.
     pub path: Vec<Beat>,
 }
 
