@@ -18,7 +18,7 @@ use crate::event::{Done, DoneStatus, End, Failed, Failure, Start, Usage};
 use crate::journal::{Control, Watch, Writer};
 use crate::limits::Permit;
 use crate::prompt;
-use crate::provider::{Batch, Call, Completed, Progress};
+use crate::provider::{Batch, Call, Completed, Completion, Progress};
 use crate::relay::{Relay, Times};
 use crate::replay;
 use crate::store::{Finish, Finished, Outcome, Rows};
@@ -50,7 +50,8 @@ pub(crate) struct Generation {
 /// Why a generation ends.
 #[derive(Debug)]
 enum Ending {
-    Complete(Completed),
+    /// What is left of the provider's answer comes along.
+    Complete(Completed, Completion),
     Stopped,
     Interrupted,
     Failed(Error),
@@ -85,6 +86,7 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
     };
     // Whoever sees the end may ask for the next answer at once.
     drop(permit);
+    let mut unread = None;
     let end = match (ending, saved) {
         (_, Some(Err(error))) => End::Failed(Failed {
             failure: Failure::from(&error),
@@ -92,10 +94,13 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
             message_id: start.message_id,
             saved: Some(false),
         }),
-        (Ending::Complete(completed), _) => End::Done(Done {
-            finish_reason: Some(completed.finish_reason),
-            ..done(start, is_announced, DoneStatus::Complete, usage, is_saving)
-        }),
+        (Ending::Complete(completed, completion), _) => {
+            unread = Some(completion);
+            End::Done(Done {
+                finish_reason: Some(completed.finish_reason),
+                ..done(start, is_announced, DoneStatus::Complete, usage, is_saving)
+            })
+        }
         (Ending::Stopped, _) => {
             End::Done(done(start, is_announced, DoneStatus::Stopped, usage, is_saving))
         }
@@ -103,6 +108,9 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
         (Ending::Failed(error), saved) => End::Failed(failed(start, &error, saved)),
     };
     writer.end(end);
+    if let Some(completion) = unread {
+        completion.drain().await;
+    }
 }
 
 /// Undoes what was begun for a turn that cannot be run. If even that fails, its variant is read as interrupted once its
@@ -152,7 +160,7 @@ async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writ
         batch.clear();
         match progress {
             Ok(Progress::More) => {}
-            Ok(Progress::Completed(completed)) => return Ending::Complete(completed),
+            Ok(Progress::Completed(completed)) => return Ending::Complete(completed, completion),
             Err(error) => return Ending::Failed(error),
         }
         progress = tokio::select! {
@@ -202,7 +210,7 @@ fn finish(
     model: &str,
 ) -> Finish {
     let (outcome, finish_reason, failure) = match ending {
-        Ending::Complete(completed) => {
+        Ending::Complete(completed, _) => {
             (Outcome::Complete, Some(completed.finish_reason.clone()), None)
         }
         Ending::Stopped => (Outcome::Stopped, None, None),
@@ -248,7 +256,7 @@ async fn save(relay: &Relay, finish: &Finish) -> Result<Finished, Error> {
 
 /// The provider's count, or the relay's own if there is none.
 async fn usage(ending: &Ending, call: &Call, reasoning: &str, content: &str) -> Usage {
-    if let Ending::Complete(Completed { usage: Some(usage), .. }) = ending {
+    if let Ending::Complete(Completed { usage: Some(usage), .. }, _) = ending {
         return *usage;
     }
     let completion: String = [reasoning, content].concat();
@@ -296,7 +304,7 @@ fn failed(start: Start, error: &Error, saved: Option<Result<Finished, Error>>) -
 fn log_ending(start: &Start, call: &Call, ending: &Ending) {
     let (stream_id, provider) = (&start.stream_id, call.target.name());
     match ending {
-        Ending::Complete(completed) => {
+        Ending::Complete(completed, _) => {
             info!(%stream_id, provider, finish_reason = %completed.finish_reason, "generation complete");
         }
         Ending::Stopped => info!(%stream_id, provider, "generation stopped"),

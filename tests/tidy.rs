@@ -91,9 +91,11 @@ fn layers_use_only_what_is_below_them() {
         if matches!(source.module(), "lib" | "main") {
             continue;
         }
-        let own = layer(source.module()).unwrap_or_else(|| panic!("{} is in no layer", source.path));
+        let own =
+            layer(source.module()).unwrap_or_else(|| panic!("{} is in no layer", source.path));
         for used in source.code().split("crate::").skip(1) {
-            let used: String = used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            let used: String =
+                used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
             if let Some(used_layer) = layer(&used) {
                 assert!(used_layer <= own, "{} uses {used}, which is above it", source.path);
             }
@@ -120,7 +122,10 @@ fn every_setting_is_in_the_readme() {
         for quoted in source.code().split('"').skip(1).step_by(2) {
             let is_setting = quoted.starts_with("RELAY_") || quoted.starts_with("SUPABASE_");
             let is_name = quoted.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
-            assert!(!(is_setting && is_name) || readme.contains(quoted), "{quoted} is not in README.md");
+            assert!(
+                !(is_setting && is_name) || readme.contains(quoted),
+                "{quoted} is not in README.md"
+            );
         }
     }
 }

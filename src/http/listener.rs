@@ -23,8 +23,8 @@ use tracing::{debug, warn};
 /// Connections at once. Each generation needs one for its reader; the rest is for everything else.
 const CONNECTIONS_MAX: usize = 16_000;
 
-/// How long the headers of a request may take. Honest ones come in one packet.
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the headers of a request may take, and how long a connection may wait for its next request.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Headers at most, in number and together in bytes: an access token of 16 KiB and as much again.
 const HEADERS_MAX: usize = 64;

@@ -120,3 +120,125 @@ impl Follower {
                 .is_ok_and(|at| state.text.is_char_boundary(at))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::task::Waker;
+
+    use super::*;
+    use crate::event::{BotRef, Done, DoneStatus, Usage};
+    use crate::id::{StreamId, UserId};
+    use crate::journal::{Opening, Writer};
+
+    fn writer() -> Writer {
+        let stream_id = StreamId::random();
+        let writer = Writer::new(Log::new(Opening {
+            owner: UserId(uuid::Uuid::nil()),
+            stream_id: stream_id.clone(),
+            fingerprint: String::new(),
+            started_at: crate::clock::now(),
+        }));
+        writer.open(Start {
+            stream_id,
+            conversation_id: None,
+            message_id: None,
+            variant_id: None,
+            user_message_id: None,
+            bot: BotRef { id: None, name: String::new() },
+            model: String::new(),
+        });
+        writer
+    }
+
+    fn end() -> End {
+        End::Done(Done {
+            stream_id: StreamId::random(),
+            message_id: None,
+            variant_id: None,
+            alternative_id: None,
+            status: DoneStatus::Complete,
+            finish_reason: None,
+            usage: Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true },
+            saved: None,
+        })
+    }
+
+    /// What a client has put together: reasoning, content, the last position, and how many ends it has seen.
+    #[derive(Debug, Default, Clone, PartialEq)]
+    struct Client {
+        reasoning: String,
+        content: String,
+        after: Seq,
+        ends: usize,
+    }
+
+    impl Client {
+        /// Takes all that there is to take now.
+        fn read(&mut self, follower: &mut Follower) {
+            let mut context = Context::from_waker(Waker::noop());
+            loop {
+                let took = follower.poll(&mut context, |seq, view| {
+                    assert!(seq > self.after, "positions grow");
+                    self.after = seq;
+                    match view {
+                        View::Start(_) => {}
+                        View::Sync { content, reasoning } => {
+                            content.clone_into(&mut self.content);
+                            reasoning.clone_into(&mut self.reasoning);
+                        }
+                        View::Text(Kind::Reasoning, text) => self.reasoning.push_str(text),
+                        View::Text(Kind::Token, text) => self.content.push_str(text),
+                        View::End(_) => self.ends += 1,
+                    }
+                });
+                if took != Poll::Ready(true) {
+                    return;
+                }
+            }
+        }
+    }
+
+    proptest! {
+        /// Clients that read now and then, and now and then come back with their last position to a new follower.
+        #[test]
+        fn every_client_puts_the_same_together(
+            pieces in proptest::collection::vec((any::<bool>(), "[a🦊\n]{0,5}"), 0..30),
+            habits in proptest::collection::vec(proptest::collection::vec((any::<bool>(), any::<bool>()), 30), 1..5),
+        ) {
+            let writer = writer();
+            let mut clients: Vec<_> =
+                habits.iter().map(|_| (Client::default(), Follower::new(writer.log(), None))).collect();
+            for (at, (is_reasoning, text)) in pieces.iter().enumerate() {
+                let kind = if *is_reasoning { Kind::Reasoning } else { Kind::Token };
+                writer.append([(kind, text.as_str())].into_iter()).unwrap();
+                for (habit, (client, follower)) in habits.iter().zip(&mut clients) {
+                    let (reads, comes_back) = habit[at];
+                    if reads {
+                        client.read(follower);
+                    }
+                    if comes_back {
+                        *follower = Follower::new(writer.log(), Some(client.after).filter(|after| *after > 0));
+                    }
+                }
+            }
+            let (reasoning, content) = writer.texts();
+            writer.end(end());
+            for (mut client, mut follower) in clients {
+                client.read(&mut follower);
+                prop_assert_eq!((&client.reasoning, &client.content, client.ends), (&reasoning, &content, 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_writer_that_is_lost_ends_its_generation_once() {
+        let writer = writer();
+        writer.append([(Kind::Token, "Once")].into_iter()).unwrap();
+        let mut follower = Follower::new(writer.log(), None);
+        drop(writer);
+        let mut client = Client::default();
+        client.read(&mut follower);
+        assert_eq!((client.content.as_str(), client.ends), ("Once", 1));
+    }
+}

@@ -88,6 +88,15 @@ impl Completion {
             Self::Stream(stream) => stream.read(batch).await.map_err(|refusal| refusal.error),
         }
     }
+
+    /// Reads what is left behind the end of a completed answer, if it comes at once, so that the connection can be used
+    /// for the next request: a new one costs two round trips and a TLS handshake.
+    pub async fn drain(self) {
+        match self {
+            Self::Demo(_) => {}
+            Self::Stream(stream) => stream.drain().await,
+        }
+    }
 }
 
 /// How far an answer has come.

@@ -21,6 +21,9 @@ use crate::text;
 /// How long a stream may go on after its finish reason: usage and `[DONE]` come right behind it or not at all.
 const TRAILER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long to wait for the end of the body behind the end of an answer.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How much of an error's body is read, in bytes, and how long that may take. Honest ones are far below both.
 const ERROR_BODY_LEN_MAX: usize = 64 << 10;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -256,6 +259,13 @@ impl Stream {
             }
         }
         Ok(if self.end.is_done { Progress::Completed(self.completed()) } else { Progress::More })
+    }
+
+    /// Reads to the end of the body, if that is near.
+    pub(super) async fn drain(mut self) {
+        let to_the_end = async { while let Ok(Some(_)) = self.response.chunk().await {} };
+        // A provider that does not come to its end gets its connection closed.
+        let _elapsed = timeout(DRAIN_TIMEOUT, to_the_end).await;
     }
 
     fn completed(&mut self) -> Completed {

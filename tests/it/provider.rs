@@ -185,6 +185,7 @@ struct Seen {
     requests: Vec<Request>,
     /// For each request whether its connection is closed.
     closed: Vec<bool>,
+    connections: usize,
 }
 
 impl Provider {
@@ -224,6 +225,10 @@ impl Provider {
         self.shared.seen.borrow().requests.clone()
     }
 
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.seen.borrow().connections
+    }
+
     pub(crate) fn last_request(&self) -> Request {
         self.requests().pop().expect("the provider was not asked")
     }
@@ -246,6 +251,7 @@ impl Provider {
 
 async fn serve(socket: TcpStream, shared: Arc<Shared>) {
     socket.set_nodelay(true).unwrap();
+    shared.seen.send_modify(|seen| seen.connections += 1);
     let (mut reader, mut writer) = socket.into_split();
     let mut buffer = Vec::new();
     while let Some(request) = read_request(&mut reader, &mut buffer).await {

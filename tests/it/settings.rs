@@ -54,6 +54,24 @@ fn a_file_that_is_no_database_of_the_relays_is_left_alone() {
     assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
 }
 
+#[tokio::test]
+async fn a_database_that_another_relay_uses_is_left_to_it() {
+    let provider = Provider::start().await;
+    let folder = TempDir::new().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("shared.db").display());
+    let relay = TestRelay::with(&provider).env("RELAY_DATABASE_URL", url.clone()).start().await;
+    let env = [
+        ("RELAY_DATABASE_URL", url.as_str()),
+        ("SUPABASE_JWT_SECRET", crate::relay::SECRET),
+        ("RELAY_JWT_ISSUERS", "x"),
+        ("RELAY_LISTEN", "127.0.0.1:0"),
+    ];
+    let output = run(&["serve"], &env);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && errors.contains("another relay is using it"), "{errors}");
+    relay.finish().await;
+}
+
 #[test]
 fn an_address_that_is_taken_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

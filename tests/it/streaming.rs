@@ -275,3 +275,18 @@ async fn a_story_is_the_same_after_a_restart() {
     assert_eq!(user.story(story).await[1], reading.text());
     relay.finish().await;
 }
+
+#[tokio::test]
+async fn one_connection_to_the_provider_serves_one_answer_after_another() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&["fine"]));
+    let relay = TestRelay::with(&provider).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    for _ in 0..5 {
+        user.told(story, "Go.").await;
+    }
+    assert_eq!(provider.requests().len(), 5);
+    assert!(provider.connections() < 5, "{} connections", provider.connections());
+    relay.finish().await;
+}

@@ -4,6 +4,7 @@
 //! waits, runs each piece in a savepoint of one transaction, commits once, and answers only then. Another thread reads,
 //! which in WAL mode never waits for the writer.
 
+use std::fs::{File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::thread::JoinHandle;
@@ -42,6 +43,8 @@ pub(super) struct Database {
     writer: Worker,
     /// Absent in memory, where another connection would see another database.
     reader: Option<Worker>,
+    /// Held as long as the file is open: dropped last, after the threads have ended.
+    _lock: Option<File>,
 }
 
 #[derive(Debug)]
@@ -57,6 +60,7 @@ impl Database {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| cannot_open(path, &error))?;
         }
+        let lock = lock(path)?;
         let mut writer = Connection::open(path).map_err(|error| cannot_open(path, &error))?;
         schema::prepare(&mut writer).map_err(|error| cannot_open(path, &error))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
@@ -70,6 +74,7 @@ impl Database {
         Ok(Self {
             writer: Worker::start("sqlite-writer", writer)?,
             reader: Some(Worker::start("sqlite-reader", reader)?),
+            _lock: Some(lock),
         })
     }
 
@@ -80,7 +85,7 @@ impl Database {
             Connection::open_in_memory().map_err(|error| cannot_open(memory, &error))?;
         schema::prepare(&mut writer).map_err(|error| cannot_open(memory, &error))?;
         configure(&writer).map_err(|error| cannot_open(memory, &error))?;
-        Ok(Self { writer: Worker::start("sqlite-writer", writer)?, reader: None })
+        Ok(Self { writer: Worker::start("sqlite-writer", writer)?, reader: None, _lock: None })
     }
 
     /// Runs `work` in a transaction and returns when that has been committed and flushed. Work that fails changes
@@ -175,6 +180,19 @@ fn in_savepoint<T>(
     }
     connection.execute_batch("release work")?;
     result
+}
+
+/// Makes sure that no other relay has the file: each would take the other's running generations for dead ones. The
+/// operating system gives the lock back however the process ends.
+fn lock(path: &Path) -> Result<File, Error> {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let file = File::create(&lock_path).map_err(|error| cannot_open(path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(cannot_open(path, &"another relay is using it")),
+        Err(TryLockError::Error(error)) => Err(cannot_open(path, &error)),
+    }
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
