@@ -40,6 +40,7 @@ pub enum Code {
     Overloaded,
     ShuttingDown,
     StoreUnavailable,
+    KeysUnavailable,
     ProviderUnreachable,
     ProviderTimeout,
     ProviderRateLimited,
@@ -81,6 +82,7 @@ impl Code {
             Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting_down",
             Self::StoreUnavailable => "store_unavailable",
+            Self::KeysUnavailable => "keys_unavailable",
             Self::ProviderUnreachable => "provider_unreachable",
             Self::ProviderTimeout => "provider_timeout",
             Self::ProviderRateLimited => "provider_rate_limited",
@@ -103,6 +105,7 @@ impl Code {
                 | Self::Overloaded
                 | Self::ShuttingDown
                 | Self::StoreUnavailable
+                | Self::KeysUnavailable
                 | Self::ProviderUnreachable
                 | Self::ProviderTimeout
                 | Self::ProviderRateLimited

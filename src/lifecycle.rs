@@ -19,6 +19,7 @@ const ENDING_TIME: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
     generations: TaskTracker,
+    services: TaskTracker,
     draining: CancellationToken,
     ending: CancellationToken,
 }
@@ -27,6 +28,12 @@ impl Tasks {
     /// Starts a generation, which shutdown waits for.
     pub fn spawn(&self, generation: impl Future<Output = ()> + Send + 'static) {
         self.generations.spawn(generation);
+    }
+
+    /// Starts what runs as long as the process does. It is dropped when running generations have to end.
+    pub fn serve(&self, service: impl Future<Output = ()> + Send + 'static) {
+        let ending = self.ending.clone();
+        self.services.spawn(async move { ending.run_until_cancelled(service).await });
     }
 
     /// Whether no new work may begin.

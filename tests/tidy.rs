@@ -24,7 +24,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("hyper", &["src/http/"]),
     ("hyper_util", &["src/http/"]),
     ("tower_http", &["src/http/"]),
-    ("reqwest", &["src/provider/"]),
+    ("reqwest", &["src/auth/key_set.rs", "src/provider/"]),
     ("tiktoken_rs", &["src/prompt.rs"]),
     ("jsonwebtoken", &["src/auth/"]),
     ("rusqlite", &["src/store/sqlite/"]),

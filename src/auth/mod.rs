@@ -4,6 +4,8 @@
 
 mod claims;
 mod hs256;
+mod jwks;
+mod key_set;
 mod verifier;
 
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use crate::id::UserId;
 
 pub use claims::Issuers;
 pub use hs256::{SECRET_LEN_MIN, SharedSecret, sign};
+pub use key_set::KeySet;
 pub use verifier::Verifier;
 
 /// A verified caller. Cloning is cheap.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use url::Url;
 
 use crate::auth::{Issuers, SECRET_LEN_MIN, SharedSecret};
 use crate::http::Origins;
@@ -40,7 +41,8 @@ pub struct Config {
     pub data: Data,
     /// Where stories are. `RELAY_DATABASE_URL`.
     pub database: Database,
-    /// Who signs access tokens. `SUPABASE_JWT_SECRET`, `RELAY_JWT_ISSUERS`, `SUPABASE_URL`.
+    /// Who signs access tokens. `SUPABASE_JWT_SECRET`, `SUPABASE_JWKS_URL`,
+    /// `RELAY_JWT_ISSUERS`, `SUPABASE_URL`.
     pub auth: Auth,
     /// Which web pages may call. `RELAY_CORS_ORIGINS`.
     pub origins: Origins,
@@ -81,6 +83,8 @@ pub enum Database {
 pub struct Auth {
     /// The shared secret, if it is set; `dev` makes one in its data folder otherwise.
     pub shared_secret: Option<SharedSecret>,
+    /// Where the project's public keys are.
+    pub jwks_url: Option<Url>,
     /// Whose tokens are accepted.
     pub issuers: Issuers,
 }
@@ -160,8 +164,13 @@ fn auth(mode: Mode, reader: &mut Reader<'_>) -> Auth {
         }
         secret
     });
-    if mode == Mode::Serve && reader.get("SUPABASE_JWT_SECRET").is_none() {
-        reader.faults.push("SUPABASE_JWT_SECRET is not set. It is the project's JWT secret, which its access tokens are signed with.".to_owned());
+    let jwks_url = reader.jwks_url();
+    if mode == Mode::Serve && reader.get("SUPABASE_JWT_SECRET").is_none() && jwks_url.is_none() {
+        reader.faults.push(
+            "There is nothing to check access tokens with. Set SUPABASE_URL, whose public keys are fetched, or \
+             SUPABASE_JWT_SECRET, the project's JWT secret, if its tokens are still signed with that."
+                .to_owned(),
+        );
     }
     let of_project =
         reader.get("SUPABASE_URL").map(|url| format!("{}/auth/v1", url.trim_end_matches('/')));
@@ -174,7 +183,7 @@ fn auth(mode: Mode, reader: &mut Reader<'_>) -> Auth {
             Issuers::Only(Vec::new())
         }
     };
-    Auth { shared_secret, issuers }
+    Auth { shared_secret, jwks_url, issuers }
 }
 
 /// The operator's key of every provider that has one.

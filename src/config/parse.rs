@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use url::{Host, Url};
 
 use super::{Data, Database, Mode};
-use crate::http::Origins;
+use crate::http::{Origins, is_loopback};
 use crate::limits::Rate;
 use crate::provider::{Added, UpstreamAllow};
 
@@ -101,6 +101,28 @@ impl<'a> Reader<'a> {
                 ));
             }
         }
+    }
+
+    /// Where the project's public keys are: what is set, or the project's own address of them.
+    pub(super) fn jwks_url(&mut self) -> Option<Url> {
+        let (name, url) = match (self.get("SUPABASE_JWKS_URL"), self.get("SUPABASE_URL")) {
+            (Some(url), _) => ("SUPABASE_JWKS_URL", url),
+            (None, Some(url)) => (
+                "SUPABASE_URL",
+                format!("{}/auth/v1/.well-known/jwks.json", url.trim_end_matches('/')),
+            ),
+            (None, None) => return None,
+        };
+        // Whoever can change the answer on its way decides who everybody is.
+        let is_safe =
+            |url: &Url| url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url));
+        let parsed = Url::parse(&url).ok().filter(is_safe);
+        if parsed.is_none() {
+            self.faults.push(format!(
+                "{name} is wrong: {url} must be an https address, or http on this machine."
+            ));
+        }
+        parsed
     }
 
     pub(super) fn providers(&mut self) -> Vec<Added> {

@@ -24,9 +24,11 @@ pub(super) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let caller = match bearer(request.headers())
-        .and_then(|token| relay.verifier.verify(token, clock::now()))
-    {
+    let caller = match bearer(request.headers()) {
+        Ok(token) => relay.verifier.verify(token, clock::now()).await,
+        Err(error) => Err(error),
+    };
+    let caller = match caller {
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };

@@ -30,7 +30,7 @@ impl Origins {
     pub fn allow(&self, origin: &str) -> bool {
         self.exact.iter().any(|exact| exact == origin)
             || self.wildcards.iter().any(|(scheme, rest)| is_one_label_below(origin, scheme, rest))
-            || (self.loopback && is_loopback(origin))
+            || (self.loopback && is_from_loopback(origin))
     }
 }
 
@@ -40,14 +40,18 @@ fn is_one_label_below(origin: &str, scheme: &str, rest: &str) -> bool {
     label.is_some_and(|label| !label.is_empty() && label.bytes().all(is_of_label))
 }
 
-fn is_loopback(origin: &str) -> bool {
-    let Some(url) =
-        Url::parse(origin).ok().filter(|url| url.origin().ascii_serialization() == origin)
-    else {
-        return false;
-    };
+/// Whether a page of `origin` comes from this machine. Browsers resolve every name under `localhost` to it.
+fn is_from_loopback(origin: &str) -> bool {
+    let url = Url::parse(origin).ok().filter(|url| url.origin().ascii_serialization() == origin);
+    url.is_some_and(|url| {
+        is_loopback(&url) || url.domain().is_some_and(|name| name.ends_with(".localhost"))
+    })
+}
+
+/// Whether `url` leads to this machine.
+pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
         None => false,

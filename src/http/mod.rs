@@ -27,6 +27,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::error::{Code, Error};
 use crate::relay::Relay;
 pub use cors::Origins;
+pub(crate) use cors::is_loopback;
 
 /// The longest request body in bytes. A million tokens of the caller's own context fit; nothing longer fits a model.
 pub const BODY_LEN_MAX: usize = 4 << 20;

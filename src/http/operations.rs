@@ -28,6 +28,8 @@ pub(super) async fn healthz() -> &'static str {
 pub(super) struct Readiness {
     status: &'static str,
     store: &'static str,
+    /// Whether there is anything to check a token with.
+    keys: &'static str,
     /// Whether what is saved survives the process.
     durable: bool,
 }
@@ -35,7 +37,8 @@ pub(super) struct Readiness {
 /// `GET /readyz`: new work is welcome.
 pub(super) async fn readyz(State(relay): State<Arc<Relay>>) -> (StatusCode, Json<Readiness>) {
     let is_store_up = matches!(timeout(READY_TIMEOUT, relay.store.ping()).await, Ok(Ok(())));
-    let status = match (relay.tasks.is_draining(), is_store_up) {
+    let has_keys = relay.verifier.is_ready();
+    let status = match (relay.tasks.is_draining(), is_store_up && has_keys) {
         (true, _) => "draining",
         (false, false) => "not ready",
         (false, true) => "ready",
@@ -43,6 +46,7 @@ pub(super) async fn readyz(State(relay): State<Arc<Relay>>) -> (StatusCode, Json
     let readiness = Readiness {
         status,
         store: if is_store_up { "up" } else { "down" },
+        keys: if has_keys { "up" } else { "missing" },
         durable: relay.is_durable,
     };
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

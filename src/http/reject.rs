@@ -57,6 +57,7 @@ fn status(code: Code) -> StatusCode {
         Code::Overloaded
         | Code::ShuttingDown
         | Code::StoreUnavailable
+        | Code::KeysUnavailable
         | Code::NotSaved
         | Code::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
         // These happen after the first event, where there is no status to set any more.

@@ -23,7 +23,7 @@ async fn sixty_requests_a_minute_and_then_none() {
     assert_eq!(answer.headers["ratelimit-policy"], "\"requests\";q=60;w=60");
     assert_eq!(answer.headers["ratelimit"], format!("\"requests\";r=0;t={wait}"));
     relay.stranger().get("/v1/bots").await.ok(200);
-    relay.end_limited().await;
+    relay.finish_without_users().await;
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ mod contract;
 mod cors;
 mod faults;
 mod follow;
+mod key_sets;
 mod leaving;
 mod library;
 mod limits;

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::{HeaderMap, Method};
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Value, json};
@@ -147,11 +148,11 @@ impl TestRelay {
         for id in users {
             self.user_of(id).is_at_rest().await;
         }
-        self.end_limited().await;
+        self.finish_without_users().await;
     }
 
-    /// The end of a test whose users have no request left to be asked whether they are at rest.
-    pub(crate) async fn end_limited(mut self) {
+    /// The end of a test whose users cannot be asked whether they are at rest.
+    pub(crate) async fn finish_without_users(mut self) {
         self.is_finished = true;
         self.terminate();
         self.ended().await;
@@ -229,8 +230,11 @@ pub(crate) fn token(claims: &Value) -> String {
 
 /// A caller, for tests that call the library.
 pub(crate) fn principal(user: Uuid) -> Principal {
-    let verifier = Verifier::new(SharedSecret::new(SECRET).as_ref(), Issuers::Any);
-    verifier.verify(&token(&claims(user)), storytellr_relay::clock::now()).unwrap()
+    let verifier = Verifier::new(SharedSecret::new(SECRET).as_ref(), None, Issuers::Any);
+    let token = token(&claims(user));
+    // A shared secret is there, so nothing is waited for.
+    let verified = verifier.verify(&token, storytellr_relay::clock::now()).now_or_never();
+    verified.unwrap().unwrap()
 }
 
 /// Somebody who calls the relay.

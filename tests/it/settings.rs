@@ -138,7 +138,10 @@ async fn health_and_readiness_need_no_token() {
         Value::String("ok\n".to_owned())
     );
     let ready = Answer::of(get("/readyz").await.unwrap()).await.ok(200);
-    assert_eq!(ready, serde_json::json!({"status": "ready", "store": "up", "durable": true}));
+    assert_eq!(
+        ready,
+        serde_json::json!({"status": "ready", "store": "up", "keys": "up", "durable": true})
+    );
     relay.finish().await;
 
     let relay = TestRelay::with(&provider).env("RELAY_DATA", "memory").start().await;

@@ -1,6 +1,7 @@
 //! From the `Authorization` header's token to a [`Principal`], or to a reason that helps the honest.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,35 +13,52 @@ use secrecy::SecretString;
 use super::Principal;
 use super::claims::{Claims, Issuers};
 use super::hs256::SharedSecret;
+use super::key_set::KeySet;
 use crate::error::{Code, Error};
 use crate::id::UserId;
 
 /// The longest token in bytes. Supabase's have about one KiB; custom claims may make them longer.
 const TOKEN_LEN_MAX: usize = 16 << 10;
 
-/// Tells callers by their tokens. An algorithm is bound to the family of the key it is checked with.
+/// What a caller is told to wait for the keys: they are tried for every second or so.
+const KEYS_RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// Tells callers by their tokens. An algorithm is bound to the kind of the key it is checked with.
 #[derive(Debug)]
 pub struct Verifier {
     shared_secret: Option<DecodingKey>,
+    key_set: Option<Arc<KeySet>>,
     issuers: Issuers,
 }
 
 impl Verifier {
-    /// A verifier for tokens signed with `shared_secret`, if there is one, by `issuers`.
+    /// A verifier for tokens of `issuers` signed with `shared_secret` or with a key of `key_set`; a project in migration
+    /// has both.
     #[must_use]
-    pub fn new(shared_secret: Option<&SharedSecret>, issuers: Issuers) -> Self {
-        Self { shared_secret: shared_secret.map(SharedSecret::decoding_key), issuers }
+    pub fn new(
+        shared_secret: Option<&SharedSecret>,
+        key_set: Option<Arc<KeySet>>,
+        issuers: Issuers,
+    ) -> Self {
+        Self { shared_secret: shared_secret.map(SharedSecret::decoding_key), key_set, issuers }
     }
 
-    /// The caller that `token` stands for at `now`.
+    /// Whether there is anything to check a token with.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.shared_secret.is_some()
+            || self.key_set.as_ref().is_some_and(|key_set| key_set.has_set())
+    }
+
+    /// The caller that `token` stands for at `now`. Waits only for a key that is not known yet. Cancel safe.
     ///
     /// # Errors
-    /// `InvalidToken`, with a sentence that says why.
-    pub fn verify(&self, token: &str, now: Timestamp) -> Result<Principal, Error> {
+    /// `InvalidToken`, with a sentence that says why; `KeysUnavailable` as long as no key set could be fetched.
+    pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Principal, Error> {
         if token.len() > TOKEN_LEN_MAX {
             return Err(invalid("The access token is longer than any that Supabase signs."));
         }
-        let claims = self.decode(token)?;
+        let claims = self.decode(token).await?;
         let (user, expires_at) =
             claims.accept(&self.issuers, now).map_err(|reason| invalid(reason.to_string()))?;
         Ok(Principal {
@@ -51,28 +69,54 @@ impl Verifier {
         })
     }
 
-    fn decode(&self, token: &str) -> Result<Claims, Error> {
+    async fn decode(&self, token: &str) -> Result<Claims, Error> {
         refuse_critical_extensions(token)?;
         let header = jsonwebtoken::decode_header(token).map_err(|_| no_token())?;
-        let (Algorithm::HS256, Some(key)) = (header.alg, &self.shared_secret) else {
-            return Err(invalid(
-                "The access token is signed in a way that this relay does not accept.",
-            ));
-        };
-        let mut validation = Validation::new(Algorithm::HS256);
-        // Times, audience and issuer are checked in `claims.rs`, where what is absent is refused too.
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        validation.required_spec_claims.clear();
-        let decoded = jsonwebtoken::decode::<Claims>(token, key, &validation);
-        decoded.map(|token| token.claims).map_err(|error| match error.kind() {
-            ErrorKind::InvalidSignature => {
-                invalid("The access token's signature is wrong. It is forged, damaged, or another project's.")
+        match (header.alg, &self.shared_secret, &self.key_set) {
+            (Algorithm::HS256, Some(secret), _) => read_claims(token, secret, Algorithm::HS256),
+            (Algorithm::ES256 | Algorithm::RS256 | Algorithm::EdDSA, _, Some(key_set)) => {
+                let kid = header.kid.ok_or_else(|| {
+                    invalid("The access token does not say which key it is signed with.")
+                })?;
+                let keys = key_set.keys_for(&kid).await;
+                match keys.get(&kid) {
+                    Some(key) if key.algorithm == header.alg => {
+                        read_claims(token, &key.decoding, key.algorithm)
+                    }
+                    None if !key_set.has_set() => Err(keys_unavailable()),
+                    _ => Err(invalid(
+                        "The access token is signed with a key that is not among the project's.",
+                    )),
+                }
             }
-            _ => invalid("The access token lacks a claim that Supabase Auth sets, or has one of the wrong type.")
-                .with_detail(error),
-        })
+            _ => {
+                Err(invalid("The access token is signed in a way that this relay does not accept."))
+            }
+        }
     }
+}
+
+fn read_claims(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<Claims, Error> {
+    let mut validation = Validation::new(algorithm);
+    // Times, audience and issuer are checked in `claims.rs`, where what is absent is refused too.
+    validation.validate_exp = false;
+    validation.validate_aud = false;
+    validation.required_spec_claims.clear();
+    let decoded = jsonwebtoken::decode::<Claims>(token, key, &validation);
+    decoded.map(|token| token.claims).map_err(|error| match error.kind() {
+        ErrorKind::InvalidSignature => invalid(
+            "The access token's signature is wrong. It is forged, damaged, or another project's.",
+        ),
+        _ => invalid(
+            "The access token lacks a claim that Supabase Auth sets, or has one of the wrong type.",
+        )
+        .with_detail(error),
+    })
+}
+
+fn keys_unavailable() -> Error {
+    Error::new(Code::KeysUnavailable, "The project's keys cannot be fetched, so nobody can be told by their token. Try again in a moment.")
+        .with_retry_after(KEYS_RETRY_AFTER)
 }
 
 /// RFC 7515, section 4.1.11: an extension that is critical and not understood makes a token invalid, and the relay

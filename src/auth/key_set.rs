@@ -1,0 +1,148 @@
+//! The project's public keys, kept fresh: fetched at the start, every ten minutes, and for a key that is not known.
+//!
+//! One task fetches. Whoever needs a key that is not there asks it and waits; whoever needs one that is there waits for
+//! nothing. While the source is down the keys that are known go on working.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use http::{StatusCode, header};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{info, warn};
+use url::Url;
+
+use super::jwks::{self, Keys};
+
+/// How old the keys may become. Supabase's own caches keep them as long.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+/// The least time between two fetches for keys that are not known: a flood of made-up ones costs the source no more.
+const COOLDOWN: Duration = Duration::from_secs(30);
+
+/// The wait before the next try as long as nothing has ever been fetched.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// How long one fetch may take, and whoever waits for it.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest set in bytes. A set of four keys has some two thousand.
+const SET_LEN_MAX: usize = 256 << 10;
+
+/// The keys of a project.
+#[derive(Debug)]
+pub struct KeySet {
+    url: Url,
+    client: reqwest::Client,
+    keys: RwLock<Arc<Keys>>,
+    /// Somebody needs a key that is not there.
+    wanted: Notify,
+    /// The last fetch; absent until the first has ended.
+    last: watch::Sender<Option<Fetched>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Fetched {
+    /// Whether this fetch or an earlier one brought a set, which may be empty.
+    has_set: bool,
+    /// When a set was last fetched for a key that was not known.
+    asked_for_at: Option<Instant>,
+}
+
+impl Fetched {
+    /// Whether asking again would not be heard yet.
+    fn is_cooling_down(&self) -> bool {
+        self.has_set && self.asked_for_at.is_some_and(|at| at.elapsed() < COOLDOWN)
+    }
+}
+
+impl KeySet {
+    /// A set that is empty until [`KeySet::keep_fresh`] runs.
+    ///
+    /// # Errors
+    /// If no TLS client can be made, for want of certificate authorities on this machine.
+    pub fn new(url: Url) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("storytellr-relay/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .timeout(FETCH_TIMEOUT)
+            .build()?;
+        let last = watch::Sender::new(None);
+        Ok(Self { url, client, keys: RwLock::default(), wanted: Notify::new(), last })
+    }
+
+    /// Keeps the set fresh for as long as it is polled.
+    pub async fn keep_fresh(self: Arc<Self>) {
+        let mut last = Fetched { has_set: false, asked_for_at: None };
+        loop {
+            match self.fetch().await {
+                Ok(keys) => {
+                    info!(keys = keys.len(), "key set fetched");
+                    *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+                    last.has_set = true;
+                }
+                Err(reason) => {
+                    warn!(url = %self.url, reason, "key set cannot be fetched; known keys go on working");
+                }
+            }
+            self.last.send_replace(Some(last));
+            let asked_for = async {
+                // Asked for earlier, it is fetched when the time for it has come.
+                if let Some(at) = last.asked_for_at {
+                    sleep_until(at + COOLDOWN).await;
+                }
+                self.wanted.notified().await;
+            };
+            tokio::select! {
+                () = asked_for => last.asked_for_at = Some(Instant::now()),
+                () = sleep(if last.has_set { REFRESH_INTERVAL } else { FIRST_RETRY }) => {}
+            }
+        }
+    }
+
+    /// Whether there is a set, however old.
+    #[must_use]
+    pub fn has_set(&self) -> bool {
+        self.last.borrow().is_some_and(|last| last.has_set)
+    }
+
+    /// The keys, after a fetch if `kid` is not among them and a fetch is due.
+    pub(super) async fn keys_for(&self, kid: &str) -> Arc<Keys> {
+        let known = self.known();
+        if known.contains_key(kid) {
+            return known;
+        }
+        let mut last = self.last.subscribe();
+        let is_cooling_down =
+            last.borrow_and_update().as_ref().is_some_and(Fetched::is_cooling_down);
+        if !is_cooling_down {
+            self.wanted.notify_one();
+            // Without an answer in time the token is judged by what is known.
+            let _elapsed = timeout(FETCH_TIMEOUT, last.changed()).await;
+        }
+        self.known()
+    }
+
+    fn known(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn fetch(&self) -> Result<Keys, String> {
+        let request = self.client.get(self.url.clone()).header(header::ACCEPT, "application/json");
+        let mut response = request.send().await.map_err(|error| error.without_url().to_string())?;
+        if response.status() != StatusCode::OK {
+            return Err(format!("status {}", response.status()));
+        }
+        let mut body = Vec::new();
+        while let Some(bytes) =
+            response.chunk().await.map_err(|error| error.without_url().to_string())?
+        {
+            if body.len() + bytes.len() > SET_LEN_MAX {
+                return Err(format!("it has more than {SET_LEN_MAX} bytes"));
+            }
+            body.extend_from_slice(&bytes);
+        }
+        jwks::parse(&body).map_err(|error| error.to_string())
+    }
+}
