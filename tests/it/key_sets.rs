@@ -63,7 +63,7 @@ impl Signer {
             kid: kid.to_owned(),
             algorithm: Algorithm::RS256,
             encoding: EncodingKey::from_rsa_pem(
-                pem(AsDer::<Pkcs8V1Der>::as_der(&pair).unwrap().as_ref()).as_bytes(),
+                pem(AsDer::<Pkcs8V1Der<'_>>::as_der(&pair).unwrap().as_ref()).as_bytes(),
             )
             .unwrap(),
             jwk: json!({"kty": "RSA", "kid": kid, "alg": "RS256", "n": n, "e": e}),
