@@ -55,6 +55,22 @@ pub struct Start {
     pub model: String,
 }
 
+#[cfg(test)]
+impl Start {
+    /// Of a generation that saves nothing.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            stream_id: StreamId::random(),
+            conversation_id: None,
+            message_id: None,
+            variant_id: None,
+            user_message_id: None,
+            bot: BotRef { id: None, name: String::new() },
+            model: String::new(),
+        }
+    }
+}
+
 /// Tokens used, by the provider's count if it gave one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {

@@ -6,6 +6,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::{StatusCode, header};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -50,9 +51,9 @@ struct Fetched {
 }
 
 impl Fetched {
-    /// Whether asking again would not be heard yet.
-    fn is_cooling_down(&self) -> bool {
-        self.has_set && self.asked_for_at.is_some_and(|at| at.elapsed() < COOLDOWN)
+    /// Whether asking for another fetch would be of no use: it would not be heard yet, or the next try is near anyway.
+    fn is_final(&self) -> bool {
+        !self.has_set || self.asked_for_at.is_some_and(|at| at.elapsed() < COOLDOWN)
     }
 }
 
@@ -86,6 +87,8 @@ impl KeySet {
                     warn!(url = %self.url, reason, "key set cannot be fetched; known keys go on working");
                 }
             }
+            // Whoever asked while this fetch ran asks again if it did not help.
+            let _asked = self.wanted.notified().now_or_never();
             self.last.send_replace(Some(last));
             let asked_for = async {
                 // Asked for earlier, it is fetched when the time for it has come.
@@ -109,18 +112,18 @@ impl KeySet {
 
     /// The keys, after a fetch if `kid` is not among them and a fetch is due.
     pub(super) async fn keys_for(&self, kid: &str) -> Arc<Keys> {
-        let known = self.known();
-        if known.contains_key(kid) {
-            return known;
-        }
         let mut last = self.last.subscribe();
-        let is_cooling_down =
-            last.borrow_and_update().as_ref().is_some_and(Fetched::is_cooling_down);
-        if !is_cooling_down {
-            self.wanted.notify_one();
-            // Without an answer in time the token is judged by what is known.
-            let _elapsed = timeout(FETCH_TIMEOUT, last.changed()).await;
-        }
+        let fetched = async {
+            while !self.known().contains_key(kid)
+                && !last.borrow_and_update().as_ref().is_some_and(Fetched::is_final)
+            {
+                self.wanted.notify_one();
+                // The sender is in `self`, so it is not gone.
+                let _changed = last.changed().await;
+            }
+        };
+        // Without an answer in time the token is judged by what is known.
+        let _elapsed = timeout(FETCH_TIMEOUT, fetched).await;
         self.known()
     }
 

@@ -181,8 +181,7 @@ mod tests {
     use http_body::Body as _;
 
     use super::*;
-    use crate::event::{BotRef, Start};
-    use crate::id::UserId;
+    use crate::event::Start;
     use crate::journal::memory::MemoryJournal;
     use crate::journal::{Claim, Journal, Opening};
 
@@ -206,15 +205,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_broken_by_a_ping_every_fifteen_seconds() {
-        let opening = Opening {
-            owner: UserId(uuid::Uuid::nil()),
-            stream_id: StreamId::random(),
-            fingerprint: String::new(),
-            started_at: crate::clock::now(),
-        };
-        let Ok(Claim::New(writer)) = MemoryJournal::default().claim(opening).await else {
-            panic!("a new name is taken")
-        };
+        let claim = MemoryJournal::default().claim(Opening::for_tests()).await;
+        let Ok(Claim::New(writer)) = claim else { panic!("a new name is taken") };
         let began = Instant::now();
         let mut stream = EventStream::new(Follower::new(writer.log(), None));
         let mut next = async || {
@@ -225,15 +217,7 @@ mod tests {
         assert_eq!(next().await, (15, Bytes::from_static(b"event: ping\ndata: \n\n")));
         assert_eq!(next().await, (30, Bytes::from_static(b"event: ping\ndata: \n\n")));
         tokio::time::advance(Duration::from_secs(10)).await;
-        writer.open(Start {
-            stream_id: StreamId::random(),
-            conversation_id: None,
-            message_id: None,
-            variant_id: None,
-            user_message_id: None,
-            bot: BotRef { id: None, name: String::new() },
-            model: String::new(),
-        });
+        writer.open(Start::for_tests());
         assert!(next().await.1.starts_with(b"id: 1\nevent: start\n"));
         assert_eq!(next().await.0, 55, "fifteen seconds after the last event");
     }

@@ -127,27 +127,13 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
-    use crate::event::{BotRef, Done, DoneStatus, Usage};
-    use crate::id::{StreamId, UserId};
+    use crate::event::{Done, DoneStatus, Usage};
+    use crate::id::StreamId;
     use crate::journal::{Opening, Writer};
 
     fn writer() -> Writer {
-        let stream_id = StreamId::random();
-        let writer = Writer::new(Log::new(Opening {
-            owner: UserId(uuid::Uuid::nil()),
-            stream_id: stream_id.clone(),
-            fingerprint: String::new(),
-            started_at: crate::clock::now(),
-        }));
-        writer.open(Start {
-            stream_id,
-            conversation_id: None,
-            message_id: None,
-            variant_id: None,
-            user_message_id: None,
-            bot: BotRef { id: None, name: String::new() },
-            model: String::new(),
-        });
+        let writer = Writer::new(Log::new(Opening::for_tests()));
+        writer.open(Start::for_tests());
         writer
     }
 

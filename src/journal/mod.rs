@@ -37,6 +37,19 @@ pub struct Opening {
     pub started_at: Timestamp,
 }
 
+#[cfg(test)]
+impl Opening {
+    /// Of nobody in particular.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            owner: UserId(uuid::Uuid::nil()),
+            stream_id: StreamId::random(),
+            fingerprint: String::new(),
+            started_at: crate::clock::now(),
+        }
+    }
+}
+
 /// Who gets to write a generation.
 #[derive(Debug)]
 pub enum Claim {

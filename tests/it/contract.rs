@@ -174,8 +174,8 @@ async fn each_ending_does_what_the_table_says(store: Arc<dyn Store>) {
         (Outcome::Complete, "", Status::Complete, true, true, true),
         (Outcome::Stopped, "text", Status::Stopped, true, true, true),
         (Outcome::Stopped, "", Status::Stopped, false, false, false),
-        (Outcome::Interrupted, "text", Status::Interrupted, true, false, false),
-        (Outcome::Interrupted, "", Status::Interrupted, true, false, false),
+        (Outcome::Interrupted, "text", Status::Interrupted, true, true, false),
+        (Outcome::Interrupted, "", Status::Interrupted, true, true, false),
         (Outcome::Failed, "text", Status::Failed, false, false, false),
     ] {
         let story = Story::new(&store).await;

@@ -1,5 +1,7 @@
 //! Tokens signed with the project's own keys, and a key set's source that is slow, down, wrong, or ahead of the relay.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
@@ -10,12 +12,15 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use futures_util::poll;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use storytellr_relay::auth::{Issuers, KeySet, Verifier};
+use storytellr_relay::clock;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use crate::provider::{PATIENCE, Provider, Script};
+use crate::provider::{Gate, PATIENCE, Provider, Script};
 use crate::relay::{self, Answer, Builder, TestRelay};
 
 /// A key of the project: what signs, and what the set says of it.
@@ -171,6 +176,33 @@ async fn a_new_key_works_as_soon_as_it_is_there() {
     test(&relay, &old.token()).await.ok(200);
     assert_eq!(source.requests().len(), 2);
     relay.finish_without_users().await;
+}
+
+/// Whoever waits for the first fetch has asked for none of their own, so the next unknown key is fetched at once.
+#[tokio::test]
+async fn waiting_for_the_first_fetch_does_not_delay_the_next() {
+    let (old, new) = (Signer::es256("old"), Signer::es256("new"));
+    let source = Provider::start().await;
+    let gate = Gate::new();
+    let old_set = json!({"keys": [old.jwk]}).to_string();
+    let answer = Script::answer(200, "content-type: application/json\r\n");
+    source.once(answer.gate(&gate).raw(old_set.as_bytes()).end());
+    source.always(Script::answer(500, "").end());
+    let url = format!("{}/jwks", source.base_url()).parse().unwrap();
+    let key_set = Arc::new(KeySet::new(url).unwrap());
+    let fetching = tokio::spawn(Arc::clone(&key_set).keep_fresh());
+    let verifier = Verifier::new(None, Some(key_set), Issuers::Any);
+    let token = old.token();
+    let mut verified = pin!(verifier.verify(&token, clock::now()));
+    assert!(poll!(&mut verified).is_pending());
+    gate.open();
+    verified.await.unwrap();
+    let asked_again = timeout(Duration::from_millis(100), source.asked(2)).await;
+    assert!(asked_again.is_err(), "a fetch that nobody needs");
+    source.always(set(&[&old, &new]));
+    verifier.verify(&new.token(), clock::now()).await.unwrap();
+    assert_eq!(source.requests().len(), 2);
+    fetching.abort();
 }
 
 #[tokio::test]

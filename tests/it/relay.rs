@@ -4,6 +4,7 @@
 //! runs, if a variant was left unfinished, if the log has an error or a secret, or if the process does not end well. A
 //! relay that is dropped without that fails the test too.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -105,6 +106,11 @@ impl TestRelay {
 
     pub(crate) fn client(&self) -> &reqwest::Client {
         &self.shared.client
+    }
+
+    /// The folder of its data.
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
     }
 
     pub(crate) fn log(&self) -> String {

@@ -129,6 +129,19 @@ fn dev_tokens_are_signed_with_a_secret_that_only_the_owner_reads() {
 }
 
 #[tokio::test]
+async fn stories_are_readable_by_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let provider = Provider::start().await;
+    let relay = TestRelay::with(&provider).start().await;
+    relay.user().await.conversation().await;
+    for file in ["relay.db", "relay.db-wal"] {
+        let mode = std::fs::metadata(relay.data().join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    relay.finish().await;
+}
+
+#[tokio::test]
 async fn health_and_readiness_need_no_token() {
     let provider = Provider::start().await;
     let relay = TestRelay::with(&provider).start().await;

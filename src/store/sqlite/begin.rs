@@ -207,12 +207,8 @@ fn say(
 ) -> Result<MessageId, Error> {
     let message_id = insert_message(connection, conversation_id, parent_id, Role::User)?;
     let variant_id = rows::insert_variant(connection, message_id, input, Status::Complete)?;
-    connection
-        .prepare_cached("update messages set active_variant_id = ?2 where id = ?1")?
-        .execute(params![message_id, variant_id])?;
-    connection
-        .prepare_cached("update conversations set head_id = ?2 where id = ?1")?
-        .execute(params![conversation_id, message_id])?;
+    rows::activate(connection, message_id, variant_id)?;
+    rows::set_head(connection, conversation_id, Some(message_id))?;
     Ok(message_id)
 }
 

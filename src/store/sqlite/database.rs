@@ -4,7 +4,8 @@
 //! waits, runs each piece in a savepoint of one transaction, commits once, and answers only then. Another thread reads,
 //! which in WAL mode never waits for the writer.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::thread::JoinHandle;
@@ -61,6 +62,7 @@ impl Database {
             std::fs::create_dir_all(folder).map_err(|error| cannot_open(path, &error))?;
         }
         let lock = lock(path)?;
+        make_private(path).map_err(|error| cannot_open(path, &error))?;
         let mut writer = Connection::open(path).map_err(|error| cannot_open(path, &error))?;
         schema::prepare(&mut writer).map_err(|error| cannot_open(path, &error))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
@@ -193,6 +195,12 @@ fn lock(path: &Path) -> Result<File, Error> {
         Err(TryLockError::WouldBlock) => Err(cannot_open(path, &"another relay is using it")),
         Err(TryLockError::Error(error)) => Err(cannot_open(path, &error)),
     }
+}
+
+/// Makes the file if it is not there, for its owner alone: it holds everybody's stories. SQLite gives the files beside it
+/// the same mode.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path).map(drop)
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {

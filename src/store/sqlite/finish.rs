@@ -97,13 +97,11 @@ fn write(
 ) -> Result<Finished, Error> {
     let Unfinished { variant_id, message_id, parent_id, conversation, .. } = *generation;
     let has_text = !finish.content.is_empty();
-    let (status, becomes_active, may_become_head) = match finish.outcome {
-        Outcome::Complete => (Status::Complete, true, true),
-        Outcome::Stopped => (Status::Stopped, has_text, true),
-        Outcome::Interrupted => {
-            (Status::Interrupted, !has_other_variants(connection, generation)?, false)
-        }
-        Outcome::Failed | Outcome::Refused => (Status::Failed, false, false),
+    let (status, becomes_active) = match finish.outcome {
+        Outcome::Complete => (Status::Complete, true),
+        Outcome::Stopped => (Status::Stopped, has_text),
+        Outcome::Interrupted => (Status::Interrupted, !has_other_variants(connection, generation)?),
+        Outcome::Failed | Outcome::Refused => (Status::Failed, false),
     };
     let json = |value: serde_json::Result<String>| value.map_err(Error::internal);
     let usage = finish.usage.map(|usage| json(serde_json::to_string(&usage))).transpose()?;
@@ -125,10 +123,8 @@ fn write(
             finish.model
         ])?;
     if becomes_active {
-        connection
-            .prepare_cached("update messages set active_variant_id = ?2 where id = ?1")?
-            .execute(params![message_id, variant_id])?;
-        if may_become_head && conversation.head_id == parent_id {
+        rows::activate(connection, message_id, variant_id)?;
+        if conversation.head_id == parent_id {
             rows::set_head(connection, conversation.id, Some(message_id))?;
         }
     }
@@ -195,6 +191,11 @@ pub(super) fn interrupt_orphans(connection: &Connection) -> Result<u64, Error> {
         "update messages set active_variant_id = v.id from variants v
          where v.message_id = messages.id and v.status = 'streaming'
            and not exists (select 1 from variants other where other.message_id = messages.id and other.id <> v.id)",
+        [],
+    )?;
+    connection.execute(
+        "update conversations set head_id = m.id from messages m join variants v on v.id = m.active_variant_id
+         where m.conversation_id = conversations.id and m.parent_id is conversations.head_id and v.status = 'streaming'",
         [],
     )?;
     let interrupted = connection.execute(

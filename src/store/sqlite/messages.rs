@@ -26,7 +26,7 @@ pub(super) fn select_variant(
         Some(Status::Streaming) => return Err(rows::generation_running()),
         Some(Status::Complete | Status::Stopped | Status::Interrupted | Status::Failed) => {}
     }
-    activate(connection, message.id, variant)?;
+    rows::activate(connection, message.id, variant)?;
     rows::touch(connection, message.conversation.id)?;
     read::message(connection, message.id)
 }
@@ -39,7 +39,7 @@ pub(super) fn write_variant(
 ) -> Result<Message, Error> {
     let message = rows::message(connection, user, message)?;
     let variant = rows::insert_variant(connection, message.id, content, Status::Complete)?;
-    activate(connection, message.id, variant)?;
+    rows::activate(connection, message.id, variant)?;
     rows::touch(connection, message.conversation.id)?;
     read::message(connection, message.id)
 }
@@ -73,11 +73,4 @@ pub(super) fn delete_message(
         ))?
         .execute([message.id])?;
     rows::touch(connection, message.conversation.id)
-}
-
-fn activate(connection: &Connection, message: MessageId, variant: VariantId) -> Result<(), Error> {
-    connection
-        .prepare_cached("update messages set active_variant_id = ?2 where id = ?1")?
-        .execute(params![message, variant])?;
-    Ok(())
 }

@@ -213,6 +213,18 @@ pub(super) fn insert_variant(
         })?)
 }
 
+/// Makes the variant the one that the story shows.
+pub(super) fn activate(
+    connection: &Connection,
+    message: MessageId,
+    variant: VariantId,
+) -> Result<(), Error> {
+    connection
+        .prepare_cached("update messages set active_variant_id = ?2 where id = ?1")?
+        .execute(params![message, variant])?;
+    Ok(())
+}
+
 /// Makes the message the one that the story ends with.
 pub(super) fn set_head(
     connection: &Connection,
