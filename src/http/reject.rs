@@ -39,6 +39,7 @@ fn status(code: Code) -> StatusCode {
         Code::InvalidRequest
         | Code::ContextTooLong
         | Code::NotRerollable
+        | Code::Unsupported
         | Code::UnknownProvider
         | Code::UpstreamNotAllowed => StatusCode::BAD_REQUEST,
         Code::MissingToken | Code::InvalidToken => StatusCode::UNAUTHORIZED,

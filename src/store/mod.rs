@@ -11,6 +11,7 @@
 //! - A variant that is `streaming` past its `expires_at` is read as `interrupted` everywhere.
 
 mod model;
+mod refusal;
 pub mod sqlite;
 
 use async_trait::async_trait;

@@ -251,6 +251,32 @@ async fn a_refused_turn_leaves_nothing(store: Arc<dyn Store>) {
     );
 }
 
+async fn a_refused_turn_does_not_go_back_to_what_was_deleted(store: Arc<dyn Store>) {
+    let story = Story::new(&store).await;
+    let first = story.tell("u0", "a0").await;
+    let last = story.tell("u1", "a1").await;
+    let rows = story.begin(story.reply(Some(first), "elsewhere")).await.rows.unwrap();
+    let question = story.message(last).await.unwrap().parent_id.unwrap();
+    store.delete_message(&story.user, question).await.unwrap();
+    story.finish(&rows, Outcome::Refused, "").await;
+    assert_eq!(story.head().await, None);
+    story.tell("the store", "still works").await;
+}
+
+async fn a_variant_that_was_chosen_though_late_may_fail_without_text(store: Arc<dyn Store>) {
+    let story = Story::new(&store).await;
+    let told = story.tell("u0", "a0").await;
+    let reroll = begin(Place::Reroll { message: MessageRef::Id(told) });
+    let request = Begin { expires_at: Timestamp::UNIX_EPOCH, ..reroll };
+    let Begun::New(new) = store.begin(&story.user, &request).await.unwrap() else { panic!() };
+    let rows = new.rows.unwrap();
+    store.select_variant(&story.user, told, rows.variant_id).await.unwrap();
+    story.finish(&rows, Outcome::Failed, "").await;
+    let message = story.message(told).await.unwrap();
+    assert_eq!((message.variants.len(), message.active_variant_id), (1, None));
+    story.tell("the store", "still works").await;
+}
+
 async fn a_refused_reroll_leaves_the_message(store: Arc<dyn Store>) {
     let story = Story::new(&store).await;
     let told = story.tell("u0", "a0").await;
@@ -707,6 +733,8 @@ on_every_store! {
     each_ending_does_what_the_table_says
     a_failure_without_text_leaves_nothing_unless_something_hangs_on_it
     a_refused_turn_leaves_nothing
+    a_refused_turn_does_not_go_back_to_what_was_deleted
+    a_variant_that_was_chosen_though_late_may_fail_without_text
     a_refused_reroll_leaves_the_message
     the_head_stays_where_the_reader_put_it
     a_branch_is_another_child

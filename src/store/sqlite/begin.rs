@@ -3,13 +3,14 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use secrecy::SecretString;
 
-use super::rows::{self, ConversationRow, MessageRow, variant_not_found, word};
+use super::rows::{self, ConversationRow, MessageRow, word};
 use super::{bots, read};
 use crate::bot::{Bot, BotSettings};
 use crate::clock;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::id::{ConversationId, MessageId, MessageRef, StreamId, UserId, VariantId};
 use crate::store::model::PATH_CHARS_PER_TOKEN;
+use crate::store::refusal::refusal;
 use crate::store::{Announced, Begin, Begun, New, Place, Rows};
 use crate::story::{Beat, Role, Status};
 
@@ -134,14 +135,14 @@ fn find_place<'a>(
                 )?
                 .query_row([variant_id], |row| row.get(0))
                 .optional()?
-                .ok_or_else(variant_not_found)?;
+                .ok_or_else(|| refusal(Code::VariantNotFound))?;
             let message = rows::message(connection, user, message)?;
             if conversation_id.is_some_and(|id| id != message.conversation.id) {
-                return Err(variant_not_found());
+                return Err(refusal(Code::VariantNotFound));
             }
             Ok(Some(FoundPlace::Announced(message, *variant_id)))
         }
-        (Place::Announced { .. }, _) => Err(variant_not_found()),
+        (Place::Announced { .. }, _) => Err(refusal(Code::VariantNotFound)),
         (_, Known::Announced(_)) => Err(Error::stream_id_reused()),
         (Place::Nowhere, Known::Free) => Ok(None),
         (Place::Reply { conversation_id, parent_id, input }, Known::Free) => {
@@ -149,7 +150,7 @@ fn find_place<'a>(
             if let Some(parent_id) = parent_id {
                 let parent = rows::message(connection, user, *parent_id)?;
                 if parent.conversation.id != conversation.id {
-                    return Err(rows::message_not_found());
+                    return Err(refusal(Code::MessageNotFound));
                 }
             }
             let parent_id = parent_id.or(conversation.head_id);
@@ -300,7 +301,7 @@ pub(super) fn announce_reroll(
 ) -> Result<Announced, Error> {
     let message = rows::rerollable(rows::referred_message(connection, user, message)?)?;
     if conversation_id.is_some_and(|id| id != message.conversation.id) {
-        return Err(rows::message_not_found());
+        return Err(refusal(Code::MessageNotFound));
     }
     let variant_id = rows::insert_variant(connection, message.id, "", Status::Pending)?;
     let stream_id = StreamId::random_reroll();

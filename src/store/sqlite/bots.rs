@@ -2,12 +2,13 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
-use super::page::{page, wrong_cursor};
+use super::page::page;
 use super::rows;
 use crate::bot::{Bot, BotSettings};
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::id::{BotId, UserId};
+use crate::store::refusal::refusal;
 use crate::store::{Cursor, Page};
 
 const COLUMNS: &str = "id, name, provider, model, base_url, system_prompt, temperature, max_tokens, context_size, \
@@ -30,11 +31,9 @@ pub(super) fn resolve(
         .optional()?;
     match (bot, named, demo_bot) {
         (Some(bot), ..) => Ok(bot),
-        (None, Some(_), _) => Err(bot_not_found()),
+        (None, Some(_), _) => Err(refusal(Code::BotNotFound)),
         (None, None, Some(demo_bot)) => create(connection, user, demo_bot),
-        (None, None, None) => {
-            Err(Error::new(Code::NoBot, "You have no bot. Make one with `POST /v1/bots`."))
-        }
+        (None, None, None) => Err(refusal(Code::NoBot)),
     }
 }
 
@@ -44,8 +43,10 @@ pub(super) fn list(
     cursor: &Cursor,
     demo_bot: Option<&BotSettings>,
 ) -> Result<Page<Bot>, Error> {
-    let after: i64 =
-        cursor.after.as_deref().map_or(Ok(0), |after| after.parse().map_err(|_| wrong_cursor()))?;
+    let after: i64 = cursor
+        .after
+        .as_deref()
+        .map_or(Ok(0), |after| after.parse().map_err(|_| refusal(Code::InvalidRequest)))?;
     let mut statement = connection.prepare_cached(&format!(
         "select {COLUMNS} from bots where user_id = ?1 and id > ?2 order by id limit ?3"
     ))?;
@@ -62,7 +63,7 @@ pub(super) fn read(connection: &Connection, user: UserId, id: BotId) -> Result<B
         .prepare_cached(&format!("select {COLUMNS} from bots where id = ?1 and user_id = ?2"))?
         .query_row(params![id, user], bot)
         .optional()?
-        .ok_or_else(bot_not_found)
+        .ok_or_else(|| refusal(Code::BotNotFound))
 }
 
 pub(super) fn create(
@@ -104,7 +105,7 @@ pub(super) fn update(
         (user, Some(id)),
         settings,
     )?;
-    updated.ok_or_else(bot_not_found)
+    updated.ok_or_else(|| refusal(Code::BotNotFound))
 }
 
 /// The present, or a moment later than every other change of the user's bots: which of them was changed last decides
@@ -140,7 +141,7 @@ pub(super) fn delete(connection: &Connection, user: UserId, id: BotId) -> Result
     let deleted = connection
         .prepare_cached("delete from bots where id = ?1 and user_id = ?2")?
         .execute(params![id, user])?;
-    if deleted == 0 { Err(bot_not_found()) } else { Ok(()) }
+    if deleted == 0 { Err(refusal(Code::BotNotFound)) } else { Ok(()) }
 }
 
 fn bot(row: &Row<'_>) -> rusqlite::Result<Bot> {
@@ -162,8 +163,4 @@ fn bot(row: &Row<'_>) -> rusqlite::Result<Bot> {
         created_at: rows::time(row, "created_at")?,
         updated_at: rows::time(row, "updated_at")?,
     })
-}
-
-fn bot_not_found() -> Error {
-    Error::new(Code::BotNotFound, "There is no such bot of yours.")
 }

@@ -2,11 +2,12 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::page::{page, wrong_cursor};
+use super::page::page;
 use super::{bots, rows};
 use crate::clock;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::id::{BotId, ConversationId, UserId};
+use crate::store::refusal::refusal;
 use crate::store::{ConversationPatch, Cursor, Page};
 use crate::story::Conversation;
 
@@ -35,7 +36,7 @@ pub(super) fn list(
 /// Where the cursor of a page points to: `<milliseconds>-<id>`.
 fn position(cursor: &str) -> Result<(i64, i64), Error> {
     let parse = |(updated_at, id): (&str, &str)| Some((updated_at.parse().ok()?, id.parse().ok()?));
-    cursor.split_once('-').and_then(parse).ok_or_else(wrong_cursor)
+    cursor.split_once('-').and_then(parse).ok_or_else(|| refusal(Code::InvalidRequest))
 }
 
 pub(super) fn create(
@@ -66,7 +67,7 @@ pub(super) fn read(
         ))?
         .query_row(params![id, user], conversation)
         .optional()?
-        .ok_or_else(rows::conversation_not_found)
+        .ok_or_else(|| refusal(Code::ConversationNotFound))
 }
 
 pub(super) fn patch(
@@ -82,7 +83,7 @@ pub(super) fn patch(
     if let Some(head_id) = patch.head_id
         && rows::message(connection, user, head_id)?.conversation.id != id
     {
-        return Err(rows::message_not_found());
+        return Err(refusal(Code::MessageNotFound));
     }
     let title = patch.title.as_deref().unwrap_or(&current.title);
     let bot_id = patch.bot_id.unwrap_or(current.bot_id);
@@ -100,7 +101,7 @@ pub(super) fn delete(
 ) -> Result<(), Error> {
     read(connection, user, id)?;
     if rows::is_running(connection, id)? {
-        return Err(rows::generation_running());
+        return Err(refusal(Code::GenerationRunning));
     }
     connection.prepare_cached("delete from conversations where id = ?1")?.execute([id])?;
     Ok(())

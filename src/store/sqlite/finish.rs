@@ -7,6 +7,7 @@ use super::rows::{self, ConversationRow};
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::id::{ConversationId, MessageId, VariantId};
+use crate::store::refusal::refusal;
 use crate::store::{Finish, Finished, Outcome};
 use crate::story::Status;
 
@@ -69,7 +70,7 @@ fn find(connection: &Connection, finish: &Finish) -> Result<Result<Unfinished, F
         Some((id, None, Some(variant_id), user_message_id, previous_head_id)) => {
             (id, user_message_id, previous_head_id, variant_id)
         }
-        Some((_, None, None, ..)) | None => return Err(gone()),
+        Some((_, None, None, ..)) | None => return Err(refusal(Code::StreamNotFound)),
     };
     let unfinished = connection
         .prepare_cached(
@@ -160,11 +161,21 @@ fn undo(connection: &Connection, generation: &Unfinished) -> Result<Finished, Er
     let Some(user_message_id) = generation.user_message_id else { return Ok(nothing) };
     if !has_children(connection, user_message_id)? {
         if generation.conversation.head_id == Some(user_message_id) {
-            rows::set_head(connection, generation.conversation.id, generation.previous_head_id)?;
+            go_back(connection, generation)?;
         }
         delete_message(connection, user_message_id)?;
     }
     Ok(nothing)
+}
+
+/// Moves the head to where it was before the user's message, if that is still there.
+fn go_back(connection: &Connection, generation: &Unfinished) -> Result<(), Error> {
+    connection
+        .prepare_cached(
+            "update conversations set head_id = (select id from messages where id = ?2) where id = ?1",
+        )?
+        .execute(params![generation.conversation.id, generation.previous_head_id])?;
+    Ok(())
 }
 
 /// Notes the answer for whoever asks again. Where the rows are gone the name is free again.
@@ -229,8 +240,4 @@ fn delete_variant(connection: &Connection, generation: &Unfinished) -> Result<()
 fn delete_message(connection: &Connection, id: MessageId) -> Result<(), Error> {
     connection.prepare_cached("delete from messages where id = ?1")?.execute([id])?;
     Ok(())
-}
-
-fn gone() -> Error {
-    Error::new(Code::StreamNotFound, "What this stream was to write has been deleted.")
 }

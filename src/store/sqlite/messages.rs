@@ -4,8 +4,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{read, rows};
 use crate::clock;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::id::{MessageId, UserId, VariantId};
+use crate::store::refusal::refusal;
 use crate::story::{Message, Status};
 
 pub(super) fn select_variant(
@@ -22,8 +23,8 @@ pub(super) fn select_variant(
         .query_row(params![variant, message.id], rows::status)
         .optional()?;
     match status {
-        None | Some(Status::Pending) => return Err(rows::variant_not_found()),
-        Some(Status::Streaming) => return Err(rows::generation_running()),
+        None | Some(Status::Pending) => return Err(refusal(Code::VariantNotFound)),
+        Some(Status::Streaming) => return Err(refusal(Code::GenerationRunning)),
         Some(Status::Complete | Status::Stopped | Status::Interrupted | Status::Failed) => {}
     }
     rows::activate(connection, message.id, variant)?;
@@ -59,7 +60,7 @@ pub(super) fn delete_message(
         ))?
         .query_row(params![message.id, clock::now().as_millisecond()], |row| row.get(0))?;
     if is_running {
-        return Err(rows::generation_running());
+        return Err(refusal(Code::GenerationRunning));
     }
     let holds_head: bool = connection
         .prepare_cached(&format!("{BELOW} select exists (select 1 from below where id = ?2)"))?

@@ -1,6 +1,5 @@
 //! Pages of lists.
 
-use crate::error::{Code, Error};
 use crate::store::Page;
 
 /// A page of at most `limit` of `data`, which has one more if there is another page.
@@ -10,8 +9,4 @@ pub(super) fn page<T>(mut data: Vec<T>, limit: u32, cursor: impl Fn(&T) -> Strin
     data.truncate(limit);
     let next = data.last().filter(|_| has_more).map(cursor);
     Page { data, next }
-}
-
-pub(super) fn wrong_cursor() -> Error {
-    Error::new(Code::InvalidRequest, "`cursor` must be the `next` of the page before.")
 }

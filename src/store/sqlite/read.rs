@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::rows;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::event::BotRef;
 use crate::id::{ConversationId, MessageId, StreamId, UserId};
 use crate::store::SavedStream;
+use crate::store::refusal::refusal;
 use crate::story::{Message, Tree, Variant};
 
 pub(super) fn tree(
@@ -32,7 +33,7 @@ pub(super) fn tree(
 
 pub(super) fn message(connection: &Connection, id: MessageId) -> Result<Message, Error> {
     let message = messages(connection, "m.id = ?1", id.get())?.into_iter().next();
-    message.ok_or_else(rows::message_not_found)
+    message.ok_or_else(|| refusal(Code::MessageNotFound))
 }
 
 /// The messages of which `condition` holds, with their variants, oldest first.

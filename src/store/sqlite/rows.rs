@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, UserId, VariantId};
+use crate::store::refusal::refusal;
 use crate::story::{Role, Status};
 
 macro_rules! as_integer {
@@ -116,7 +117,7 @@ pub(super) fn conversation(
             Ok(ConversationRow { id: row.get(0)?, bot_id: row.get(1)?, head_id: row.get(2)? })
         })
         .optional()?;
-    row.ok_or_else(conversation_not_found)
+    row.ok_or_else(|| refusal(Code::ConversationNotFound))
 }
 
 /// A message as the functions that write need it.
@@ -154,7 +155,7 @@ pub(super) fn message(
             })
         })
         .optional()?;
-    row.ok_or_else(message_not_found)
+    row.ok_or_else(|| refusal(Code::MessageNotFound))
 }
 
 /// The message that `reference` means to the user.
@@ -172,7 +173,7 @@ pub(super) fn referred_message(
             )?
             .query_row(params![user, stream_id], |row| row.get(0))
             .optional()?
-            .ok_or_else(message_not_found)?,
+            .ok_or_else(|| refusal(Code::MessageNotFound))?,
     };
     message(connection, user, id)
 }
@@ -182,10 +183,7 @@ pub(super) fn rerollable(message: MessageRow) -> Result<MessageRow, Error> {
     if message.role == Role::Assistant {
         return Ok(message);
     }
-    Err(Error::new(
-        Code::NotRerollable,
-        "Only an assistant's message can be rerolled. To change a message of the user, write a variant of it.",
-    ))
+    Err(refusal(Code::NotRerollable))
 }
 
 /// Notes that something in the conversation has changed.
@@ -250,23 +248,4 @@ pub(super) fn is_running(connection: &Connection, id: ConversationId) -> Result<
                where m.conversation_id = ?1 and v.status = 'streaming' and v.expires_at > ?2)",
         )?
         .query_row(params![id, clock::now().as_millisecond()], |row| row.get(0))?)
-}
-
-pub(super) fn conversation_not_found() -> Error {
-    Error::new(Code::ConversationNotFound, "There is no such conversation of yours.")
-}
-
-pub(super) fn message_not_found() -> Error {
-    Error::new(Code::MessageNotFound, "There is no such message of yours.")
-}
-
-pub(super) fn variant_not_found() -> Error {
-    Error::new(Code::VariantNotFound, "There is no such variant of that message.")
-}
-
-pub(super) fn generation_running() -> Error {
-    Error::new(
-        Code::GenerationRunning,
-        "An answer is being written there. Stop it first, or wait for its end.",
-    )
 }

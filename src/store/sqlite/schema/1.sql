@@ -1,5 +1,6 @@
 -- The story tree, its bots, and the generations that write to it. Times are milliseconds since 1970, in UTC.
--- Ids are never used twice (autoincrement), because clients keep them.
+-- Ids are never used twice (autoincrement), because clients keep them. No constraint is deferred: a commit is shared by
+-- many, and one that fails would fail them all.
 
 create table bots (
   id integer primary key autoincrement,
@@ -26,7 +27,7 @@ create table conversations (
   user_id text not null,
   title text not null,
   bot_id integer references bots on delete set null,
-  head_id integer references messages deferrable initially deferred,
+  head_id integer references messages on delete set null,
   created_at integer not null,
   updated_at integer not null
 ) strict;
@@ -40,9 +41,9 @@ create index conversations_by_head on conversations (head_id);
 create table messages (
   id integer primary key autoincrement,
   conversation_id integer not null references conversations on delete cascade,
-  parent_id integer references messages deferrable initially deferred,
+  parent_id integer references messages,
   role text not null check (role in ('user', 'assistant', 'system')),
-  active_variant_id integer references variants deferrable initially deferred,
+  active_variant_id integer references variants on delete set null,
   created_at integer not null
 ) strict;
 

@@ -1,0 +1,53 @@
+//! What a store refuses, and in which words: every store says the same.
+
+use crate::error::{Code, Error};
+
+/// What stores refuse.
+const REFUSALS: [Code; 12] = [
+    Code::InvalidRequest,
+    Code::InvalidToken,
+    Code::NotRerollable,
+    Code::BotNotFound,
+    Code::NoBot,
+    Code::ConversationNotFound,
+    Code::MessageNotFound,
+    Code::VariantNotFound,
+    Code::StreamNotFound,
+    Code::StreamIdReused,
+    Code::GenerationRunning,
+    Code::Unsupported,
+];
+
+/// The refusal of that code.
+pub(super) fn refusal(code: Code) -> Error {
+    let message = match code {
+        // The one request whose form a store judges.
+        Code::InvalidRequest => "`cursor` must be the `next` of the page before.",
+        Code::InvalidToken => "The access token names no user.",
+        Code::NotRerollable => {
+            "Only an assistant's message can be rerolled. To change a message of the user, write a variant of it."
+        }
+        Code::BotNotFound => "There is no such bot of yours.",
+        Code::NoBot => "You have no bot. Make one with `POST /v1/bots`.",
+        Code::ConversationNotFound => "There is no such conversation of yours.",
+        Code::MessageNotFound => "There is no such message of yours.",
+        Code::VariantNotFound => "There is no such variant of that message.",
+        Code::StreamNotFound => "What this stream was to write has been deleted.",
+        Code::StreamIdReused => return Error::stream_id_reused(),
+        Code::GenerationRunning => {
+            "An answer is being written there. Stop it first, or wait for its end."
+        }
+        Code::Unsupported => {
+            "The app's own tables, on which this relay works, cannot do that. Do it in the app."
+        }
+        other => {
+            return Error::internal(format!("a store refused with {}", other.as_str()));
+        }
+    };
+    Error::new(code, message)
+}
+
+/// The refusal whose code a function of the database named.
+pub(super) fn refusal_named(name: &str) -> Option<Error> {
+    REFUSALS.into_iter().find(|code| code.as_str() == name).map(refusal)
+}
