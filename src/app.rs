@@ -11,6 +11,10 @@ use crate::lifecycle::Tasks;
 use crate::limits::memory::MemoryLimits;
 use crate::provider::Providers;
 use crate::relay::Relay;
+use crate::store::Store;
+use crate::store::functions::FunctionStore;
+use crate::store::functions::postgres::PostgresFunctions;
+use crate::store::functions::postgrest::PostgrestFunctions;
 use crate::store::sqlite::SqliteStore;
 
 /// Opens everything that `config` names.
@@ -19,29 +23,25 @@ use crate::store::sqlite::SqliteStore;
 /// What cannot be opened, and what to do about it.
 pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     let store = open_store(&config)?;
-    // The journal is in memory, so whatever was being written when the last process ended has no writer any more.
-    let interrupted = store.interrupt_orphans().await?;
-    if interrupted > 0 {
+    interrupt_orphans(&*store).await?;
+    if let Database::Postgres(url) = &config.database
+        && url.trusts_anybody()
+    {
         tracing::warn!(
-            generations = interrupted,
-            "ended as interrupted what the last process left unfinished"
+            "the database's certificate is not checked: set sslmode=verify-full in RELAY_DATABASE_URL unless it is on this machine"
         );
     }
-    let key_set = config.auth.jwks_url.map(KeySet::new).transpose().map_err(no_tls)?.map(Arc::new);
+    let providers = open_providers(&config)?;
+    let key_set = open_key_set(&config)?;
     let tasks = Tasks::default();
     if let Some(key_set) = &key_set {
         tasks.serve(Arc::clone(key_set).keep_fresh());
     }
-    let key = |name: &str| {
-        config.provider_keys.iter().find(|(known, _)| known == name).map(|(_, key)| key.clone())
-    };
-    let providers =
-        Providers::new(&config.providers, config.upstream_allow, key).map_err(no_tls)?;
     Ok(Arc::new(Relay {
         verifier: Verifier::new(config.auth.shared_secret.as_ref(), key_set, config.auth.issuers),
         limits: Box::new(MemoryLimits::new(config.rate_limit, config.max_streams_per_user)),
-        is_durable: config.database != Database::Memory,
-        store: Box::new(store),
+        is_durable: !matches!(config.database, Database::Memory),
+        store,
         journal: Box::new(MemoryJournal::default()),
         providers,
         times: config.times,
@@ -49,12 +49,49 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     }))
 }
 
-fn open_store(config: &Config) -> Result<SqliteStore, Error> {
+/// The store that `config` names. A file is opened; the others are called first when something is asked of them.
+///
+/// # Errors
+/// What cannot be opened, and what to do about it.
+pub(crate) fn open_store(config: &Config) -> Result<Box<dyn Store>, Error> {
     let demo_bot = (config.mode == Mode::Dev).then(BotSettings::demo);
-    match &config.database {
-        Database::Sqlite(path) => SqliteStore::open(path, demo_bot),
-        Database::Memory => SqliteStore::open_in_memory(demo_bot),
+    Ok(match &config.database {
+        Database::Sqlite(path) => Box::new(SqliteStore::open(path, demo_bot)?),
+        Database::Memory => Box::new(SqliteStore::open_in_memory(demo_bot)?),
+        Database::Postgres(url) => {
+            Box::new(FunctionStore::new(PostgresFunctions::new(url)?, demo_bot))
+        }
+        Database::Supabase { rest_url, key } => {
+            let functions = PostgrestFunctions::new(rest_url, key.clone())?;
+            Box::new(FunctionStore::new(functions, demo_bot))
+        }
+    })
+}
+
+/// The journal is in memory, so whatever the last process left unfinished has no writer.
+async fn interrupt_orphans(store: &dyn Store) -> Result<(), Error> {
+    let interrupted = store.interrupt_orphans().await?;
+    if interrupted > 0 {
+        tracing::warn!(
+            generations = interrupted,
+            "ended as interrupted what the last process left unfinished"
+        );
     }
+    Ok(())
+}
+
+/// Whoever may call, asks with the key of whom.
+pub(crate) fn open_providers(config: &Config) -> Result<Providers, Error> {
+    let key = |name: &str| {
+        config.provider_keys.iter().find(|(known, _)| known == name).map(|(_, key)| key.clone())
+    };
+    Providers::new(&config.providers, config.upstream_allow.clone(), key).map_err(no_tls)
+}
+
+/// The project's key set, still empty, if the project has one.
+pub(crate) fn open_key_set(config: &Config) -> Result<Option<Arc<KeySet>>, Error> {
+    let key_set = config.auth.jwks_url.clone().map(KeySet::new).transpose().map_err(no_tls)?;
+    Ok(key_set.map(Arc::new))
 }
 
 fn no_tls(error: impl std::fmt::Display) -> Error {

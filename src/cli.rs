@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, Mode, parse_duration};
 use crate::lifecycle::Signals;
-use crate::{app, clock, dev, http, telemetry};
+use crate::{app, check, clock, dev, http, migrate, telemetry};
 
 /// Streams a language model's answers to a story app, and saves each of them exactly once.
 ///
@@ -31,6 +31,10 @@ enum Command {
     Dev,
     /// Run for users
     Serve,
+    /// Try every part that `serve` uses, and say what is wrong and what to do
+    Check(CheckArgs),
+    /// Bring the Postgres database of `RELAY_DATABASE_URL` to what this version needs
+    Migrate,
     /// Print an access token signed with the configured secret (or with that of `dev`)
     Token(TokenArgs),
 }
@@ -48,6 +52,13 @@ struct TokenArgs {
     anonymous: bool,
 }
 
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// A user's access token to try
+    #[arg(long)]
+    token: Option<String>,
+}
+
 type Failure = Box<dyn std::error::Error>;
 
 /// Runs what `cli` asks for. `lookup` reads the environment. What went wrong is told on standard error.
@@ -56,6 +67,8 @@ pub fn run(cli: &Cli, lookup: impl Fn(&str) -> Option<String>) -> ExitCode {
     let done = match &cli.command {
         Command::Dev => serve(Mode::Dev, lookup),
         Command::Serve => serve(Mode::Serve, lookup),
+        Command::Check(args) => check(args, lookup),
+        Command::Migrate => migrate(lookup),
         Command::Token(args) => print_token(args, lookup),
     };
     match done {
@@ -66,6 +79,22 @@ pub fn run(cli: &Cli, lookup: impl Fn(&str) -> Option<String>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(args: &CheckArgs, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let is_well =
+        runtime.block_on(check::check(lookup, args.token.as_deref(), std::io::stdout().lock()));
+    if is_well { Ok(()) } else { Err("not all is well".into()) }
+}
+
+fn migrate(lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
+    let url = Config::postgres_url(lookup)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for line in runtime.block_on(migrate::migrate(&url))? {
+        writeln!(std::io::stdout(), "{line}")?;
+    }
+    Ok(())
 }
 
 fn print_token(args: &TokenArgs, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {

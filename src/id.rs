@@ -81,6 +81,11 @@ pub(crate) fn random_byte() -> u8 {
     Uuid::now_v7().as_bytes()[15]
 }
 
+/// A name for one call, which no other call has, to tell its repetition from another one.
+pub(crate) fn call_id() -> Uuid {
+    Uuid::now_v7()
+}
+
 /// Says which numbers are row ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be an integer from 1 to {ROW_ID_MAX}")]

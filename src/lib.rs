@@ -10,7 +10,7 @@
 //! - What holds them: [`relay`], and [`lifecycle`], which every task runs under.
 //! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`replay`] puts one together that is over.
 //! - Faces: [`http`].
-//! - Composition: [`config`], [`app`], [`telemetry`], [`dev`], [`cli`].
+//! - Composition: [`config`], [`app`], [`telemetry`], [`dev`], [`check`], [`migrate`], [`cli`].
 
 pub mod bot;
 pub mod clock;
@@ -37,7 +37,9 @@ pub mod turn;
 pub mod http;
 
 pub mod app;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod dev;
+pub mod migrate;
 pub mod telemetry;

@@ -137,7 +137,7 @@ pub struct Variant {
 }
 
 /// What one message says, without its place in the tree.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {
     /// Who speaks.
     pub role: Role,

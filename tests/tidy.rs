@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["lifecycle", "relay"],
     &["generation", "replay", "turn"],
     &["http"],
-    &["app", "cli", "config", "dev", "telemetry"],
+    &["app", "check", "cli", "config", "dev", "migrate", "telemetry"],
 ];
 
 /// Crates that may be used in one place only, so that no other part comes to depend on them.
@@ -24,10 +24,12 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("hyper", &["src/http/"]),
     ("hyper_util", &["src/http/"]),
     ("tower_http", &["src/http/"]),
-    ("reqwest", &["src/auth/key_set.rs", "src/provider/"]),
+    ("reqwest", &["src/auth/key_set.rs", "src/provider/", "src/store/functions/postgrest.rs"]),
     ("tiktoken_rs", &["src/prompt.rs"]),
     ("jsonwebtoken", &["src/auth/"]),
     ("rusqlite", &["src/store/sqlite/"]),
+    ("tokio_postgres", &["src/migrate/", "src/store/functions/postgres"]),
+    ("deadpool_postgres", &["src/store/functions/postgres.rs"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),
 ];
 

@@ -77,10 +77,9 @@ impl KeySet {
     pub async fn keep_fresh(self: Arc<Self>) {
         let mut last = Fetched { has_set: false, asked_for_at: None };
         loop {
-            match self.fetch().await {
+            match self.refresh().await {
                 Ok(keys) => {
-                    info!(keys = keys.len(), "key set fetched");
-                    *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+                    info!(keys, "key set fetched");
                     last.has_set = true;
                 }
                 Err(reason) => {
@@ -102,6 +101,23 @@ impl KeySet {
                 () = sleep(if last.has_set { REFRESH_INTERVAL } else { FIRST_RETRY }) => {}
             }
         }
+    }
+
+    /// Fetches the set once, and returns how many usable keys it has.
+    ///
+    /// # Errors
+    /// Why it cannot be had; the keys that were known are kept.
+    pub async fn refresh(&self) -> Result<usize, String> {
+        let keys = self.fetch().await?;
+        let len = keys.len();
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        Ok(len)
+    }
+
+    /// Where it is fetched.
+    #[must_use]
+    pub fn url(&self) -> &Url {
+        &self.url
     }
 
     /// Whether there is a set, however old.

@@ -17,8 +17,8 @@ use crate::auth::{Issuers, SECRET_LEN_MIN, SharedSecret};
 use crate::http::Origins;
 use crate::limits::Rate;
 use crate::provider::{Added, UpstreamAllow, key_variable, known_names};
-
 use crate::relay::Times;
+use crate::store::functions::postgres_url::PostgresUrl;
 use parse::Reader;
 
 /// What the relay is started as.
@@ -39,7 +39,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where it keeps what must survive it. `RELAY_DATA`.
     pub data: Data,
-    /// Where stories are. `RELAY_DATABASE_URL`.
+    /// Where stories are. `RELAY_DATABASE_URL`, or `SUPABASE_URL`, `SUPABASE_REST_URL` and `SUPABASE_PUBLISHABLE_KEY`.
     pub database: Database,
     /// Who signs access tokens. `SUPABASE_JWT_SECRET`, `SUPABASE_JWKS_URL`,
     /// `RELAY_JWT_ISSUERS`, `SUPABASE_URL`.
@@ -70,12 +70,21 @@ pub enum Data {
 }
 
 /// Where stories are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Database {
     /// In this SQLite file.
     Sqlite(PathBuf),
     /// In memory.
     Memory,
+    /// In this Postgres database.
+    Postgres(Box<PostgresUrl>),
+    /// In a Supabase project, through its PostgREST.
+    Supabase {
+        /// Where that is.
+        rest_url: Url,
+        /// The publishable key; absent where no gateway asks for one.
+        key: Option<SecretString>,
+    },
 }
 
 /// Who signs access tokens.
@@ -92,6 +101,13 @@ pub struct Auth {
 /// Settings that are wrong, all of them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Faults(Vec<String>);
+
+impl Faults {
+    /// Each of them, a sentence that says what to do.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -133,6 +149,23 @@ impl Config {
             database,
         };
         if reader.faults.is_empty() { Ok(config) } else { Err(Faults(reader.faults)) }
+    }
+}
+
+impl Config {
+    /// The one setting that `migrate` needs.
+    ///
+    /// # Errors
+    /// If it is not the address of a Postgres database.
+    pub fn postgres_url(lookup: impl Fn(&str) -> Option<String>) -> Result<PostgresUrl, Faults> {
+        let mut reader = Reader::new(&lookup);
+        match reader.database(&Data::Memory) {
+            Database::Postgres(url) => Ok(*url),
+            Database::Sqlite(_) | Database::Memory | Database::Supabase { .. } => {
+                reader.faults.push("RELAY_DATABASE_URL must be the address of a Postgres database to migrate, like postgres://user:password@host:5432/database. A SQLite file is brought up to date when it is opened.".to_owned());
+                Err(Faults(reader.faults))
+            }
+        }
     }
 }
 

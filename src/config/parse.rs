@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ipnet::IpNet;
+use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::{Data, Database, Mode};
@@ -72,21 +75,54 @@ impl<'a> Reader<'a> {
             Data::Memory => Database::Memory,
         };
         let Some(url) = self.get("RELAY_DATABASE_URL") else {
-            if self.get("SUPABASE_URL").is_some() {
-                self.faults.push("SUPABASE_URL is set, but this version has no Supabase store yet. Set RELAY_DATABASE_URL=sqlite:PATH to keep stories in a file.".to_owned());
+            return self.supabase().unwrap_or(default);
+        };
+        if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            match url.parse() {
+                Ok(url) => return Database::Postgres(Box::new(url)),
+                Err(error) => self.faults.push(format!("RELAY_DATABASE_URL is wrong: it {error}.")),
             }
             return default;
-        };
+        }
         match url.strip_prefix("sqlite:") {
             Some(path) if !path.is_empty() => Database::Sqlite(Path::new(path).to_owned()),
             _ => {
                 self.faults.push(
-                    "RELAY_DATABASE_URL must be sqlite:PATH. This version has no other store yet."
+                    "RELAY_DATABASE_URL must be sqlite:PATH or postgres://user:password@host:5432/database."
                         .to_owned(),
                 );
                 default
             }
         }
+    }
+
+    /// The project's database through its PostgREST, if there is a project.
+    fn supabase(&mut self) -> Option<Database> {
+        let (name, url) = match (self.get("SUPABASE_REST_URL"), self.get("SUPABASE_URL")) {
+            (Some(url), _) => ("SUPABASE_REST_URL", url),
+            (None, Some(url)) => ("SUPABASE_URL", format!("{}/rest/v1", url.trim_end_matches('/'))),
+            (None, None) => return None,
+        };
+        let parsed = Url::parse(&url)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "https" | "http") && url.query().is_none());
+        if parsed.is_none() {
+            self.faults.push(format!("{name} is wrong: {url} must be an http or https address."));
+        }
+        let key = ["SUPABASE_PUBLISHABLE_KEY", "SUPABASE_ANON_KEY"]
+            .into_iter()
+            .find_map(|name| Some((name, self.get(name)?)));
+        match &key {
+            Some((name, key)) if opens_everything(key) => self.faults.push(format!(
+                "{name} holds a key that can read everybody's rows. The relay needs the publishable (anon) key and nothing more."
+            )),
+            None if name == "SUPABASE_URL" => self.faults.push(
+                "SUPABASE_PUBLISHABLE_KEY is not set. Set it to the project's publishable key (or SUPABASE_ANON_KEY to its anon key), or set RELAY_DATABASE_URL to keep stories elsewhere.".to_owned(),
+            ),
+            _ => {}
+        }
+        let key = key.map(|(_, key)| SecretString::from(key));
+        parsed.map(|rest_url| Database::Supabase { rest_url, key })
     }
 
     /// Settings that promise what this version cannot keep. Silence would be worse than refusing to start.
@@ -187,6 +223,14 @@ impl<'a> Reader<'a> {
             default
         })
     }
+}
+
+/// Whether this is a secret key, or a legacy key of the role `service_role`.
+fn opens_everything(key: &str) -> bool {
+    let claims = key.split('.').nth(1).and_then(|payload| URL_SAFE_NO_PAD.decode(payload).ok());
+    let claims: Option<serde_json::Value> =
+        claims.and_then(|json| serde_json::from_slice(&json).ok());
+    key.starts_with("sb_secret_") || claims.is_some_and(|claims| claims["role"] == "service_role")
 }
 
 /// Whether a browser would send exactly this as `Origin`.

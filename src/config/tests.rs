@@ -1,6 +1,10 @@
 //! Settings as an operator writes them, right and wrong.
 
+use std::path::Path;
+
 use super::*;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::ExposeSecret;
 
 const SECRET: &str = "super-secret-jwt-token-with-at-least-32-characters-long";
@@ -12,11 +16,19 @@ fn read(mode: Mode, variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     Config::from_env(mode, lookup).map_err(|faults| faults.0)
 }
 
+/// The file that stories are kept in, if it is one.
+fn file(config: &Config) -> Option<&Path> {
+    match &config.database {
+        Database::Sqlite(path) => Some(path),
+        Database::Memory | Database::Postgres(_) | Database::Supabase { .. } => None,
+    }
+}
+
 #[test]
 fn dev_needs_nothing() {
     let config = read(Mode::Dev, &[]).unwrap();
     assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
-    assert_eq!(config.database, Database::Sqlite("./relay-data/relay.db".into()));
+    assert_eq!(file(&config), Some(Path::new("./relay-data/relay.db")));
     assert_eq!(config.auth.issuers, Issuers::Any);
     assert!(config.origins.allow("http://localhost:5173"));
     assert_eq!(config.rate_limit, Rate { requests: 60, window: Duration::from_secs(60) });
@@ -39,9 +51,53 @@ fn serve_needs_to_know_whose_tokens_it_takes() {
         config.auth.issuers,
         Issuers::Only(vec!["https://x.supabase.co/auth/v1".to_owned()])
     );
-    assert_eq!(config.database, Database::Sqlite("/tmp/x.db".into()));
+    assert_eq!(file(&config), Some(Path::new("/tmp/x.db")));
     assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
     assert!(!config.origins.allow("http://localhost:5173"));
+}
+
+/// Where calls go and with which key, or what is wrong.
+#[track_caller]
+fn check_supabase(variables: &[(&str, &str)], expected: Result<(&str, Option<&str>), &str>) {
+    let found = read(Mode::Dev, variables).map(|config| match config.database {
+        Database::Supabase { rest_url, key } => (rest_url, key),
+        other => panic!("{other:?}"),
+    });
+    match (found, expected) {
+        (Ok((rest_url, key)), Ok((expected_url, expected_key))) => {
+            assert_eq!(rest_url.as_str(), expected_url);
+            assert_eq!(key.as_ref().map(ExposeSecret::expose_secret), expected_key);
+        }
+        (Err(faults), Err(name)) => {
+            assert!(faults.len() == 1 && faults[0].contains(name), "{faults:?}");
+        }
+        (found, expected) => panic!("{found:?} is not {expected:?}"),
+    }
+}
+
+#[test]
+fn a_project_is_called_with_its_publishable_key_and_no_other() {
+    let url = ("SUPABASE_URL", "https://x.supabase.co/");
+    let rest = "https://x.supabase.co/rest/v1";
+    let legacy = |role: &str| {
+        let claims = URL_SAFE_NO_PAD.encode(format!("{{\"role\":\"{role}\"}}"));
+        format!("eyJhbGciOiJIUzI1NiJ9.{claims}.x")
+    };
+    let (anon, service_role) = (legacy("anon"), legacy("service_role"));
+    let publishable = ("SUPABASE_PUBLISHABLE_KEY", "sb_publishable_x");
+    check_supabase(&[url, publishable], Ok((rest, Some("sb_publishable_x"))));
+    check_supabase(&[url, ("SUPABASE_ANON_KEY", &anon)], Ok((rest, Some(&anon))));
+    check_supabase(
+        &[("SUPABASE_REST_URL", "http://127.0.0.1:3000")],
+        Ok(("http://127.0.0.1:3000/", None)),
+    );
+    check_supabase(&[url], Err("SUPABASE_PUBLISHABLE_KEY"));
+    check_supabase(
+        &[url, ("SUPABASE_PUBLISHABLE_KEY", "sb_secret_x")],
+        Err("SUPABASE_PUBLISHABLE_KEY"),
+    );
+    check_supabase(&[url, ("SUPABASE_ANON_KEY", &service_role)], Err("SUPABASE_ANON_KEY"));
+    check_supabase(&[("SUPABASE_REST_URL", "ftp://x")], Err("SUPABASE_REST_URL"));
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(super) struct Habits {
     /// Whether it must be asked for `usage` by `stream_options`.
     pub(super) asks_usage: bool,
     pub(super) reasoning: ReasoningHabit,
+    /// Where it says, for nothing, whether it knows the caller's key.
+    pub(super) key_check: Option<&'static str>,
 }
 
 /// How a provider is told how much to think.
@@ -57,6 +59,8 @@ pub(super) const KNOWN: &[Habits] = &[
         name: "openrouter",
         base_url: "https://openrouter.ai/api/v1",
         reasoning: ReasoningHabit::Object,
+        // It lists its models to everybody.
+        key_check: Some("/key"),
         ..ORDINARY
     },
     Habits {
@@ -90,6 +94,8 @@ pub(super) const KNOWN: &[Habits] = &[
         name: "anthropic",
         base_url: "https://api.anthropic.com/v1",
         reasoning: ReasoningHabit::ThinkingBudget,
+        // Its list of models wants the key in another header than its chat completions.
+        key_check: None,
         ..ORDINARY
     },
     Habits {
@@ -109,6 +115,7 @@ pub(super) const ORDINARY: Habits = Habits {
     max_tokens: "max_tokens",
     asks_usage: true,
     reasoning: ReasoningHabit::Effort,
+    key_check: Some("/models"),
 };
 
 impl Habits {

@@ -7,6 +7,7 @@
 mod chunk;
 mod demo;
 mod habits;
+mod key_check;
 mod openai;
 mod registry;
 mod retry;
@@ -20,6 +21,7 @@ use crate::event::{Kind, Usage};
 use crate::story::Beat;
 use crate::text;
 
+pub use key_check::KeyCheck;
 use openai::Endpoint;
 pub(crate) use registry::known_names;
 pub use registry::{Added, Providers, UpstreamAllow, key_variable};

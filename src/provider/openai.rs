@@ -44,6 +44,8 @@ pub struct Endpoint {
     pub(super) chat_completions: Url,
     pub(super) key: Option<SecretString>,
     pub(super) habits: Habits,
+    /// Whether the operator named its address.
+    pub(super) is_added: bool,
 }
 
 /// Why one try failed, and whether another makes sense.
@@ -348,7 +350,7 @@ async fn error_body(mut response: Response) -> Vec<u8> {
 }
 
 /// A transport error with its causes, without the address: paths and queries can hold secrets.
-fn describe(error: reqwest::Error) -> String {
+pub(super) fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);

@@ -12,7 +12,7 @@ use url::{Host, Url};
 
 use super::habits::{Habits, KNOWN, ORDINARY};
 use super::openai::{Endpoint, Refusal};
-use super::{Batch, Call, Completion, Progress, Request, Target, demo, retry};
+use super::{Batch, Call, Completion, KeyCheck, Progress, Request, Target, demo, retry};
 use crate::bot::BotSettings;
 use crate::error::{Code, Error};
 
@@ -76,9 +76,9 @@ impl Providers {
     ) -> Result<Self, reqwest::Error> {
         let known = KNOWN
             .iter()
-            .filter_map(|habits| Some((habits.name, Url::parse(habits.base_url).ok()?)));
-        let added = added.iter().map(|added| (added.name.as_str(), added.base_url.clone()));
-        let endpoints = known.chain(added).map(|(name, base_url)| {
+            .filter_map(|habits| Some((habits.name, Url::parse(habits.base_url).ok()?, false)));
+        let added = added.iter().map(|added| (added.name.as_str(), added.base_url.clone(), true));
+        let endpoints = known.chain(added).map(|(name, base_url, is_added)| {
             // The operator's own need no key: they may stand behind the same wall as the relay.
             let habits = Habits::of(name).unwrap_or(Habits { needs_key: false, ..ORDINARY });
             let endpoint = Endpoint {
@@ -86,6 +86,7 @@ impl Providers {
                 chat_completions: chat_completions(&base_url),
                 key: key(name),
                 habits,
+                is_added,
             };
             (name.to_owned(), Arc::new(endpoint))
         });
@@ -105,6 +106,20 @@ impl Providers {
             self.endpoints.keys().map(String::as_str).chain([CUSTOM, demo::NAME]).collect();
         names.sort_unstable();
         names
+    }
+
+    /// Asks every provider that the operator has set up whether it takes the operator's key, one after the other, some
+    /// ten seconds each at most. Those are the providers with a key, and the operator's own.
+    pub async fn check_keys(&self) -> Vec<(&str, KeyCheck)> {
+        let is_set_up = |endpoint: &Endpoint| endpoint.key.is_some() || endpoint.is_added;
+        let mut endpoints: Vec<_> =
+            self.endpoints.values().filter(|endpoint| is_set_up(endpoint)).collect();
+        endpoints.sort_unstable_by_key(|endpoint| endpoint.name());
+        let mut checks = Vec::new();
+        for endpoint in endpoints {
+            checks.push((endpoint.name(), endpoint.check_key(&self.client).await));
+        }
+        checks
     }
 
     /// Where the bot's requests go.
@@ -151,6 +166,7 @@ impl Providers {
             chat_completions: chat_completions(&url),
             key: None,
             habits: ORDINARY,
+            is_added: false,
         })))
     }
 

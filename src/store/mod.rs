@@ -10,6 +10,7 @@
 //! - A function that failed changed nothing. `StoreUnavailable` alone may be tried again.
 //! - A variant that is `streaming` past its `expires_at` is read as `interrupted` everywhere.
 
+pub mod functions;
 mod model;
 mod refusal;
 pub mod sqlite;
@@ -193,9 +194,18 @@ pub trait Store: Send + Sync + 'static {
     /// `BotNotFound`, `StoreUnavailable`.
     async fn delete_bot(&self, caller: &Principal, id: BotId) -> Result<(), Error>;
 
-    /// Whether the database answers.
+    /// For the start of a process that keeps no journal: ends as interrupted whatever is still streaming, and returns how
+    /// much that was. A store that other processes write to as well leaves it to `expires_at`, as here.
     ///
     /// # Errors
     /// `StoreUnavailable`.
+    async fn interrupt_orphans(&self) -> Result<u64, Error> {
+        Ok(0)
+    }
+
+    /// Whether the database answers, and is one that this relay can use.
+    ///
+    /// # Errors
+    /// `StoreUnavailable`; `Internal`, if it is not set up. What to do about it is in the error's detail.
     async fn ping(&self) -> Result<(), Error>;
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use secrecy::SecretString;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bot::Bot;
 use crate::event::{BotRef, Failure, Usage};
@@ -133,7 +133,7 @@ pub struct Finish {
 }
 
 /// What became of the rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finished {
     /// The message; absent if it was removed.
     pub message_id: Option<MessageId>,
@@ -142,7 +142,7 @@ pub struct Finished {
 }
 
 /// What is saved of a stream. Also the wire form of `GET /v1/message-by-stream-id`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SavedStream {
     /// The message.
     pub id: MessageId,
@@ -183,7 +183,7 @@ pub struct SavedStream {
 }
 
 /// A variant that was announced.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Announced {
     /// The variant.
     pub variant_id: VariantId,
@@ -216,7 +216,7 @@ pub struct Cursor {
 }
 
 /// A part of a list.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Page<T> {
     /// The entries.
     pub data: Vec<T>,

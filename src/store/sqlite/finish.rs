@@ -1,7 +1,6 @@
 //! `finish`: what becomes of a generation's rows when it ends.
 
 use rusqlite::{Connection, OptionalExtension, params};
-use serde::{Deserialize, Serialize};
 
 use super::rows::{self, ConversationRow};
 use crate::clock;
@@ -20,13 +19,6 @@ struct Unfinished {
     conversation: ConversationRow,
     user_message_id: Option<MessageId>,
     previous_head_id: Option<MessageId>,
-}
-
-/// [`Finished`] as it is kept for whoever asks again.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    message_id: Option<MessageId>,
-    variant_id: Option<VariantId>,
 }
 
 pub(super) fn finish(connection: &Connection, finish: &Finish) -> Result<Finished, Error> {
@@ -56,7 +48,7 @@ fn find(connection: &Connection, finish: &Finish) -> Result<Result<Unfinished, F
         .query_row([hash.as_slice()], |row| {
             Ok((
                 row.get("id")?,
-                rows::json::<Kept>(row, "result")?,
+                rows::json::<Finished>(row, "result")?,
                 row.get::<_, Option<VariantId>>("variant_id")?,
                 row.get("user_message_id")?,
                 row.get("previous_head_id")?,
@@ -64,9 +56,7 @@ fn find(connection: &Connection, finish: &Finish) -> Result<Result<Unfinished, F
         })
         .optional()?;
     let (id, user_message_id, previous_head_id, variant_id) = match found {
-        Some((_, Some(Kept { message_id, variant_id }), ..)) => {
-            return Ok(Err(Finished { message_id, variant_id }));
-        }
+        Some((_, Some(finished), ..)) => return Ok(Err(finished)),
         Some((id, None, Some(variant_id), user_message_id, previous_head_id)) => {
             (id, user_message_id, previous_head_id, variant_id)
         }
@@ -180,8 +170,7 @@ fn go_back(connection: &Connection, generation: &Unfinished) -> Result<(), Error
 
 /// Notes the answer for whoever asks again. Where the rows are gone the name is free again.
 fn keep(connection: &Connection, generation: &Unfinished, finished: Finished) -> Result<(), Error> {
-    let kept = Kept { message_id: finished.message_id, variant_id: finished.variant_id };
-    let kept = serde_json::to_string(&kept).map_err(Error::internal)?;
+    let kept = serde_json::to_string(&finished).map_err(Error::internal)?;
     connection
         .prepare_cached(
             "update generations set result = ?2, ended_at = ?3,

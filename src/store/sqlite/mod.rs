@@ -54,15 +54,6 @@ impl SqliteStore {
     pub fn open_in_memory(demo_bot: Option<BotSettings>) -> Result<Self, Error> {
         Ok(Self { database: Database::open_in_memory()?, demo_bot: demo_bot.map(Arc::new) })
     }
-
-    /// Ends as interrupted whatever is still streaming, and returns how much that was. For the start of a process that
-    /// keeps no journal: whoever wrote it is gone.
-    ///
-    /// # Errors
-    /// `StoreUnavailable`.
-    pub async fn interrupt_orphans(&self) -> Result<u64, Error> {
-        self.database.write(finish::interrupt_orphans).await
-    }
 }
 
 #[async_trait]
@@ -211,6 +202,10 @@ impl Store for SqliteStore {
     async fn delete_bot(&self, caller: &Principal, id: BotId) -> Result<(), Error> {
         let user = caller.user();
         self.database.write(move |connection| bots::delete(connection, user, id)).await
+    }
+
+    async fn interrupt_orphans(&self) -> Result<u64, Error> {
+        self.database.write(finish::interrupt_orphans).await
     }
 
     async fn ping(&self) -> Result<(), Error> {

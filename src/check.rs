@@ -1,0 +1,193 @@
+//! `storytellr-relay check`: tries every part that `serve` would use, and says of each that it works or what to do.
+
+use std::io::Write;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::auth::{Principal, Verifier};
+use crate::config::{Config, Database, Mode};
+use crate::error::Error;
+use crate::provider::KeyCheck;
+use crate::store::{Cursor, Store};
+use crate::{app, clock, dev};
+
+/// How long a token that is made for the check is valid.
+const TOKEN_TIME: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// What was found, a line each, written as it is found.
+struct Findings<W> {
+    out: W,
+    failed: bool,
+}
+
+impl<W: Write> Findings<W> {
+    fn ok(&mut self, part: &str, what: impl AsRef<str>) {
+        self.line("ok", part, what.as_ref());
+    }
+
+    /// Nothing is wrong, but not everything could be tried.
+    fn note(&mut self, part: &str, what: impl AsRef<str>) {
+        self.line("note", part, what.as_ref());
+    }
+
+    fn wrong(&mut self, part: &str, what: impl AsRef<str>) {
+        self.failed = true;
+        self.line("WRONG", part, what.as_ref());
+    }
+
+    fn of<T>(&mut self, part: &str, result: Result<T, Error>) -> Option<T> {
+        result.map_err(|error| self.wrong(part, told(&error))).ok()
+    }
+
+    fn line(&mut self, state: &str, part: &str, what: &str) {
+        // If the output is gone there is nobody left to tell.
+        let _written = writeln!(self.out, "{state:<6}{part:<11}{}", what.trim_end());
+    }
+}
+
+/// Tries everything that the settings name and writes a line for each part to `out`. `token` is a user's access token to
+/// try; without one, one is made if there is a secret to sign it with. Returns whether all is well.
+pub async fn check(
+    lookup: impl Fn(&str) -> Option<String>,
+    token: Option<&str>,
+    out: impl Write,
+) -> bool {
+    let mut findings = Findings { out, failed: false };
+    match Config::from_env(Mode::Serve, lookup) {
+        Ok(config) => {
+            findings.ok("settings", "all are readable");
+            check_parts(&config, token, &mut findings).await;
+        }
+        Err(faults) => faults.iter().for_each(|fault| findings.wrong("settings", fault)),
+    }
+    !findings.failed
+}
+
+async fn check_parts<W: Write>(config: &Config, token: Option<&str>, findings: &mut Findings<W>) {
+    let verifier = check_keys(config, findings).await;
+    let store = check_store(config, findings).await;
+    if let Some(verifier) = verifier {
+        check_token(config, &verifier, store.as_deref(), token, findings).await;
+    }
+    check_providers(config, findings).await;
+}
+
+async fn check_keys<W: Write>(config: &Config, findings: &mut Findings<W>) -> Option<Verifier> {
+    if config.auth.shared_secret.is_some() {
+        findings.ok("secret", "SUPABASE_JWT_SECRET is long enough");
+    }
+    let key_set = findings.of("key set", app::open_key_set(config))?;
+    if let Some(key_set) = &key_set {
+        match key_set.refresh().await {
+            Ok(0) => findings.note("key set", format!(
+                "{} has no key: right only if the project still signs with its JWT secret alone",
+                key_set.url()
+            )),
+            Ok(len) => findings.ok("key set", format!("{len} usable at {}", key_set.url())),
+            Err(reason) => findings.wrong("key set", format!(
+                "{} cannot be fetched: {reason}. Check SUPABASE_URL, or SUPABASE_JWKS_URL.",
+                key_set.url()
+            )),
+        }
+    }
+    Some(Verifier::new(config.auth.shared_secret.as_ref(), key_set, config.auth.issuers.clone()))
+}
+
+async fn check_store<W: Write>(
+    config: &Config,
+    findings: &mut Findings<W>,
+) -> Option<Box<dyn Store>> {
+    let what = match &config.database {
+        Database::Memory => {
+            findings.note("database", "RELAY_DATA is memory: nothing is kept");
+            return None;
+        }
+        Database::Sqlite(path) if !path.exists() => {
+            findings.ok("database", format!("{} will be made at the first start", path.display()));
+            return None;
+        }
+        Database::Sqlite(path) => path.display().to_string(),
+        Database::Postgres(url) => {
+            if url.trusts_anybody() {
+                findings.note(
+                    "database",
+                    "its certificate is not checked: set sslmode=verify-full unless it is on this machine",
+                );
+            }
+            format!("{url:?}")
+        }
+        Database::Supabase { rest_url, .. } => rest_url.to_string(),
+    };
+    let store = findings.of("database", app::open_store(config))?;
+    findings.of("database", store.ping().await)?;
+    findings.ok("database", format!("{what} answers, and fits this relay"));
+    Some(store)
+}
+
+async fn check_token<W: Write>(
+    config: &Config,
+    verifier: &Verifier,
+    store: Option<&dyn Store>,
+    token: Option<&str>,
+    findings: &mut Findings<W>,
+) {
+    let made;
+    let token = match (token, &config.auth.shared_secret) {
+        (Some(token), _) => token,
+        (None, Some(secret)) => {
+            let times = (clock::now(), TOKEN_TIME);
+            let Some(token) =
+                findings.of("token", dev::token(config, secret, Uuid::max(), false, times))
+            else {
+                return;
+            };
+            made = token;
+            &made
+        }
+        (None, None) => {
+            findings.note("token", "not tried: give a user's with --token");
+            return;
+        }
+    };
+    let Some(caller) = findings.of("token", verifier.verify(token, clock::now()).await) else {
+        return;
+    };
+    findings.ok("token", accepted(&caller, clock::now()));
+    if let Some(store) = store {
+        let cursor = Cursor { after: None, limit: 1 };
+        if findings.of("token", store.list_bots(&caller, &cursor).await).is_some() {
+            findings.ok("token", "the database accepts it too");
+        }
+    }
+}
+
+fn accepted(caller: &Principal, now: Timestamp) -> String {
+    let seconds = caller.expires_at().duration_since(now).as_secs();
+    format!("accepted, of user {}, for another {seconds} s", caller.user())
+}
+
+async fn check_providers<W: Write>(config: &Config, findings: &mut Findings<W>) {
+    let Some(providers) = findings.of("providers", app::open_providers(config)) else { return };
+    let checks = providers.check_keys().await;
+    if checks.is_empty() {
+        findings.note("providers", "no provider has a key: set <PROVIDER>_API_KEY");
+    }
+    for (name, check) in checks {
+        match check {
+            KeyCheck::Accepted => findings.ok("provider", format!("{name} accepts the relay")),
+            KeyCheck::Untried => {
+                findings.note("provider", format!("{name} has a key, which cannot be tried for nothing"));
+            }
+            KeyCheck::Failed(reason) => findings.wrong("provider", format!("{name}: {reason}")),
+        }
+    }
+}
+
+/// What went wrong, with what only an operator may see.
+fn told(error: &Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{} ({detail})", error.message()),
+        None => error.message().to_owned(),
+    }
+}

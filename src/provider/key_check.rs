@@ -1,0 +1,49 @@
+//! Whether a provider takes the operator's key: asked without spending a token.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use secrecy::ExposeSecret;
+
+use super::openai::{Endpoint, describe};
+
+/// How long a provider may take to answer. An operator is waiting.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What came of asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyCheck {
+    /// The provider answered as one that knows the caller.
+    Accepted,
+    /// It did not, or there was no answer; what to do about it.
+    Failed(String),
+    /// It has no question that costs nothing.
+    Untried,
+}
+
+impl Endpoint {
+    /// Asks the provider who is asking.
+    pub(super) async fn check_key(&self, client: &reqwest::Client) -> KeyCheck {
+        let Some(path) = self.habits.key_check else { return KeyCheck::Untried };
+        let mut url = self.chat_completions.clone();
+        let base = url.path().trim_end_matches("/chat/completions").to_owned();
+        url.set_path(&format!("{base}{path}"));
+        let mut request = client.get(url).timeout(CHECK_TIMEOUT);
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key.expose_secret());
+        }
+        match request.send().await.map(|response| response.status()) {
+            Ok(status) if status.is_success() => KeyCheck::Accepted,
+            Ok(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)) => {
+                KeyCheck::Failed(format!("it refuses the key ({status}). Set another one."))
+            }
+            Ok(status) => KeyCheck::Failed(format!(
+                "it answers {status}. Its base URL is wrong, or it has no list of models."
+            )),
+            Err(error) => KeyCheck::Failed(format!(
+                "it cannot be reached: {}. Check its base URL, and the network.",
+                describe(error)
+            )),
+        }
+    }
+}

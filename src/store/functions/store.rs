@@ -1,0 +1,268 @@
+//! The store: each function of the contract is one call, tried again where that can do no harm.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::wire::{self, WireBegun};
+use super::{CONTRACT_VERSION, Fault, Functions};
+use crate::auth::Principal;
+use crate::bot::{Bot, BotSettings};
+use crate::error::{Code, Error};
+use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId, call_id, random_byte};
+use crate::store::model::PATH_CHARS_PER_TOKEN;
+use crate::store::{
+    Announced, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, Page, SavedStream, Store,
+};
+use crate::story::{Conversation, Message, Tree};
+
+/// How often a call is made at most.
+const TRIES: u32 = 3;
+
+/// The wait before the second try; the third waits twice as long. Up to a half more is added by chance, so that calls
+/// that failed together do not come again together.
+const BACKOFF: Duration = Duration::from_millis(150);
+
+/// The longest wait that is worth a reader's time. Who asks for more is asked by the reader.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// Whether carrying a call out twice is the same as carrying it out once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Harmless,
+    Harmful,
+}
+
+/// A store whose functions are the database's.
+#[derive(Debug)]
+pub struct FunctionStore<F> {
+    functions: F,
+    /// The bot that a user gets who has none.
+    demo_bot: Option<BotSettings>,
+}
+
+impl<F: Functions> FunctionStore<F> {
+    /// A store on `functions`. Whether they are there is found out by [`Store::ping`].
+    pub fn new(functions: F, demo_bot: Option<BotSettings>) -> Self {
+        Self { functions, demo_bot }
+    }
+
+    async fn read<T: DeserializeOwned>(
+        &self,
+        caller: &Principal,
+        function: &'static str,
+        arguments: &Value,
+    ) -> Result<T, Error> {
+        self.call(Some(caller), function, arguments, Repeat::Harmless).await
+    }
+
+    async fn change<T: DeserializeOwned>(
+        &self,
+        caller: &Principal,
+        function: &'static str,
+        arguments: &Value,
+    ) -> Result<T, Error> {
+        self.call(Some(caller), function, arguments, Repeat::Harmful).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        caller: Option<&Principal>,
+        function: &'static str,
+        arguments: &Value,
+        repeat: Repeat,
+    ) -> Result<T, Error> {
+        let arguments = SecretString::from(arguments.to_string());
+        let mut backoff = BACKOFF;
+        for attempt in 1.. {
+            let fault = match self.functions.call(caller, function, &arguments).await {
+                Ok(json) => {
+                    return serde_json::from_slice(&json).map_err(|error| {
+                        Error::internal(format!("{function} answered what it should not: {error}"))
+                    });
+                }
+                Err(fault) => fault,
+            };
+            let wait = match &fault {
+                Fault::NotDone(_, retry_after) => retry_after.unwrap_or(backoff),
+                Fault::Unknown(_) if repeat == Repeat::Harmless => backoff,
+                _ => return Err(fault.into()),
+            };
+            if attempt == TRIES || wait > BACKOFF_MAX {
+                return Err(fault.into());
+            }
+            tracing::debug!(function, attempt, ?fault, "call failed, will be tried again");
+            sleep(wait + wait * u32::from(random_byte()) / 512).await;
+            backoff *= 2;
+        }
+        unreachable!("the last attempt returns")
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+#[async_trait]
+impl<F: Functions> Store for FunctionStore<F> {
+    async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<Begun, Error> {
+        let arguments = json!({
+            "stream_id": begin.stream_id,
+            "fingerprint": begin.fingerprint,
+            // The same in every try: a call whose answer was lost is answered again.
+            "attempt": call_id(),
+            "place": wire::place(&begin.place),
+            "bot_id": begin.bot_id,
+            "wants_path": begin.wants_path,
+            "path_chars_per_token": PATH_CHARS_PER_TOKEN,
+            "expires_at": begin.expires_at,
+            "fallback_bot": self.demo_bot,
+        });
+        self.read::<WireBegun>(caller, "relay_begin", &arguments).await.map(Begun::from)
+    }
+
+    async fn finish(&self, finish: &Finish) -> Result<Finished, Error> {
+        let arguments = json!({
+            "write_token": finish.write_token.expose_secret(),
+            "outcome": wire::outcome(finish.outcome),
+            "content": finish.content,
+            "reasoning": finish.reasoning,
+            "finish_reason": finish.finish_reason,
+            "usage": finish.usage,
+            "failure": finish.failure,
+            "model": finish.model,
+        });
+        self.call(None, "relay_finish", &arguments, Repeat::Harmless).await
+    }
+
+    async fn find_stream(
+        &self,
+        caller: &Principal,
+        stream_id: &StreamId,
+    ) -> Result<Option<SavedStream>, Error> {
+        self.read(caller, "relay_find_stream", &json!({"stream_id": stream_id})).await
+    }
+
+    async fn announce_reroll(
+        &self,
+        caller: &Principal,
+        message: &MessageRef,
+        conversation_id: Option<ConversationId>,
+    ) -> Result<Announced, Error> {
+        let mut arguments = wire::reference(message);
+        arguments["conversation_id"] = json!(conversation_id);
+        self.change(caller, "relay_announce_reroll", &arguments).await
+    }
+
+    async fn list_conversations(
+        &self,
+        caller: &Principal,
+        cursor: &Cursor,
+    ) -> Result<Page<Conversation>, Error> {
+        let arguments = json!({"after": cursor.after, "limit": cursor.limit});
+        self.read(caller, "relay_list_conversations", &arguments).await
+    }
+
+    async fn create_conversation(
+        &self,
+        caller: &Principal,
+        title: &str,
+        bot_id: Option<BotId>,
+    ) -> Result<Conversation, Error> {
+        let arguments = json!({"title": title, "bot_id": bot_id});
+        self.change(caller, "relay_create_conversation", &arguments).await
+    }
+
+    async fn read_tree(&self, caller: &Principal, id: ConversationId) -> Result<Tree, Error> {
+        self.read(caller, "relay_tree", &json!({"id": id})).await
+    }
+
+    async fn patch_conversation(
+        &self,
+        caller: &Principal,
+        id: ConversationId,
+        patch: &ConversationPatch,
+    ) -> Result<Conversation, Error> {
+        let arguments = json!({"id": id, "patch": wire::patch(patch)});
+        self.read(caller, "relay_patch_conversation", &arguments).await
+    }
+
+    async fn delete_conversation(
+        &self,
+        caller: &Principal,
+        id: ConversationId,
+    ) -> Result<(), Error> {
+        self.change(caller, "relay_delete_conversation", &json!({"id": id})).await
+    }
+
+    async fn select_variant(
+        &self,
+        caller: &Principal,
+        message: MessageId,
+        variant: VariantId,
+    ) -> Result<Message, Error> {
+        let arguments = json!({"message_id": message, "variant_id": variant});
+        self.read(caller, "relay_select_variant", &arguments).await
+    }
+
+    async fn write_variant(
+        &self,
+        caller: &Principal,
+        message: MessageId,
+        content: &str,
+    ) -> Result<Message, Error> {
+        let arguments = json!({"message_id": message, "content": content});
+        self.change(caller, "relay_write_variant", &arguments).await
+    }
+
+    async fn delete_message(&self, caller: &Principal, message: MessageId) -> Result<(), Error> {
+        self.change(caller, "relay_delete_message", &json!({"message_id": message})).await
+    }
+
+    async fn list_bots(&self, caller: &Principal, cursor: &Cursor) -> Result<Page<Bot>, Error> {
+        let arguments =
+            json!({"after": cursor.after, "limit": cursor.limit, "fallback_bot": self.demo_bot});
+        self.change(caller, "relay_list_bots", &arguments).await
+    }
+
+    async fn read_bot(&self, caller: &Principal, id: BotId) -> Result<Bot, Error> {
+        self.read(caller, "relay_read_bot", &json!({"id": id})).await
+    }
+
+    async fn create_bot(&self, caller: &Principal, settings: &BotSettings) -> Result<Bot, Error> {
+        self.change(caller, "relay_create_bot", &json!({"settings": settings})).await
+    }
+
+    async fn update_bot(
+        &self,
+        caller: &Principal,
+        id: BotId,
+        settings: &BotSettings,
+    ) -> Result<Bot, Error> {
+        let arguments = json!({"id": id, "settings": settings});
+        self.read(caller, "relay_update_bot", &arguments).await
+    }
+
+    async fn delete_bot(&self, caller: &Principal, id: BotId) -> Result<(), Error> {
+        self.change(caller, "relay_delete_bot", &json!({"id": id})).await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        let found: Version = self.call(None, "relay_version", &json!({}), Repeat::Harmless).await?;
+        if found.version == CONTRACT_VERSION {
+            return Ok(());
+        }
+        Err(Error::new(Code::StoreUnavailable, "The database does not fit this relay.").with_detail(
+            format!(
+                "the functions are of version {}, this relay speaks {CONTRACT_VERSION}: apply its migrations",
+                found.version
+            ),
+        ))
+    }
+}
