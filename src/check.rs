@@ -177,7 +177,10 @@ async fn check_providers<W: Write>(config: &Config, findings: &mut Findings<W>) 
         match check {
             KeyCheck::Accepted => findings.ok("provider", format!("{name} accepts the relay")),
             KeyCheck::Untried => {
-                findings.note("provider", format!("{name} has a key, which cannot be tried for nothing"));
+                findings.note(
+                    "provider",
+                    format!("{name} has a key, which cannot be tried for nothing"),
+                );
             }
             KeyCheck::Failed(reason) => findings.wrong("provider", format!("{name}: {reason}")),
         }

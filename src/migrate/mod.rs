@@ -99,7 +99,9 @@ pub async fn migrate(url: &PostgresUrl) -> Result<Vec<String>, Unmigrated> {
         ));
     }
     if is(&client, IS_PLAIN).await? {
-        done.push("made what Supabase has and a plain Postgres has not: roles, auth.uid()".to_owned());
+        done.push(
+            "made what Supabase has and a plain Postgres has not: roles, auth.uid()".to_owned(),
+        );
     }
     client.batch_execute(include_str!("plain.sql")).await?;
     for Migration { version, name, sql } in MIGRATIONS {

@@ -13,6 +13,9 @@ use storytellr_relay::clock;
 use storytellr_relay::error::{Code, Error};
 use storytellr_relay::event::{Failure, Usage};
 use storytellr_relay::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use storytellr_relay::store::functions::FunctionStore;
+use storytellr_relay::store::functions::postgres::PostgresFunctions;
+use storytellr_relay::store::functions::postgrest::PostgrestFunctions;
 use storytellr_relay::store::sqlite::SqliteStore;
 use storytellr_relay::store::{
     Begin, Begun, ConversationPatch, Cursor, Finish, Finished, New, Outcome, Place, Rows, Store,
@@ -20,6 +23,8 @@ use storytellr_relay::store::{
 use storytellr_relay::story::{Message, Role, Status};
 use uuid::Uuid;
 
+use crate::database::Database;
+use crate::postgrest::Postgrest;
 use crate::relay::principal;
 
 /// A user with a conversation, and the verbs of a story.
@@ -725,6 +730,15 @@ macro_rules! on_every_store {
             (SqliteStore::open(&folder.path().join("relay.db"), None).unwrap(), folder)
         }; $($test)* }
         on! { sqlite_in_memory: (SqliteStore::open_in_memory(None).unwrap(), ()); $($test)* }
+        on! { postgres: {
+            let url = Database::shared().await.url("relay").parse().unwrap();
+            (FunctionStore::new(PostgresFunctions::new(&url).unwrap(), None), ())
+        }; $($test)* }
+        on! { postgrest: {
+            let port = Postgrest::shared().await;
+            let url = format!("http://127.0.0.1:{port}").parse().unwrap();
+            (FunctionStore::new(PostgrestFunctions::new(&url, None).unwrap(), None), ())
+        }; $($test)* }
     };
 }
 

@@ -11,6 +11,9 @@
 )]
 
 mod client;
+mod cutter;
+mod database;
+mod postgrest;
 mod provider;
 mod relay;
 
@@ -30,5 +33,6 @@ mod reroll;
 mod retries;
 mod settings;
 mod shutdown;
+mod stores;
 mod streaming;
 mod tenants;

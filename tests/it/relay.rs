@@ -97,7 +97,7 @@ impl TestRelay {
 
     fn user_of(&self, id: Uuid) -> User {
         self.shared.users.lock().unwrap().push(id);
-        User { token: token(&claims(id)), shared: Arc::clone(&self.shared) }
+        User { id, token: token(&claims(id)), shared: Arc::clone(&self.shared) }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -246,6 +246,7 @@ pub(crate) fn principal(user: Uuid) -> Principal {
 /// Somebody who calls the relay.
 #[derive(Clone)]
 pub(crate) struct User {
+    pub(crate) id: Uuid,
     pub(crate) token: String,
     shared: Arc<Shared>,
 }

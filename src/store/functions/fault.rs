@@ -88,7 +88,11 @@ mod tests {
             ("40001", "could not serialize", Code::StoreUnavailable),
             ("57014", "canceling statement due to statement timeout", Code::StoreUnavailable),
             ("53300", "too many connections", Code::StoreUnavailable),
-            ("57P01", "terminating connection due to administrator command", Code::StoreUnavailable),
+            (
+                "57P01",
+                "terminating connection due to administrator command",
+                Code::StoreUnavailable,
+            ),
             ("42883", "function public.relay_begin(jsonb) does not exist", Code::Internal),
             ("42501", "permission denied", Code::Internal),
         ] {

@@ -14,7 +14,9 @@ use super::{CONTRACT_VERSION, Fault, Functions};
 use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
 use crate::error::{Code, Error};
-use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId, call_id, random_byte};
+use crate::id::{
+    BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId, call_id, random_byte,
+};
 use crate::store::model::PATH_CHARS_PER_TOKEN;
 use crate::store::{
     Announced, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, Page, SavedStream, Store,

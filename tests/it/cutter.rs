@@ -1,0 +1,115 @@
+//! What stands between the relay and its database, and breaks connections when a test asks for it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// A proxy that passes bytes on until it is told otherwise.
+pub(crate) struct Cutter {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    server: u16,
+    loss: Mutex<Option<Loss>>,
+    is_shut: watch::Sender<bool>,
+}
+
+/// Answers that are to be lost.
+struct Loss {
+    /// Asked by a request with this word in it.
+    request: &'static str,
+    /// Lost once this word has come.
+    answer: &'static str,
+    times: usize,
+}
+
+impl Cutter {
+    /// One before what listens on that port of this machine.
+    pub(crate) async fn before(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let is_shut = watch::Sender::new(false);
+        let shared = Arc::new(Shared { server, loss: Mutex::default(), is_shut });
+        let cutter = Self { address, shared: Arc::clone(&shared) };
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass(client, Arc::clone(&shared)));
+            }
+        });
+        cutter
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Lets the next requests that have `request` in them through, waits until their answers have come as far as `answer`,
+    /// and breaks their connections then.
+    pub(crate) fn lose_answers(&self, request: &'static str, answer: &'static str, times: usize) {
+        *self.shared.loss.lock().unwrap() = Some(Loss { request, answer, times });
+    }
+
+    /// How many answers are still to be lost.
+    pub(crate) fn to_be_lost(&self) -> usize {
+        self.shared.loss.lock().unwrap().as_ref().map_or(0, |loss| loss.times)
+    }
+
+    /// Breaks every connection, and every new one at once.
+    pub(crate) fn shut(&self) {
+        self.shared.is_shut.send_replace(true);
+    }
+
+    /// Passes bytes on again.
+    pub(crate) fn open(&self) {
+        self.shared.is_shut.send_replace(false);
+    }
+}
+
+impl Shared {
+    /// The word after which the answer to this request is to be lost.
+    fn loss_of(&self, request: &[u8]) -> Option<&'static str> {
+        let mut loss = self.loss.lock().unwrap();
+        let loss =
+            loss.as_mut().filter(|loss| loss.times > 0 && contains(request, loss.request))?;
+        loss.times -= 1;
+        Some(loss.answer)
+    }
+}
+
+async fn pass(mut client: TcpStream, shared: Arc<Shared>) {
+    let mut is_shut = shared.is_shut.subscribe();
+    let Ok(mut server) = TcpStream::connect(("127.0.0.1", shared.server)).await else { return };
+    let (mut sent, mut received) = (Vec::new(), Vec::new());
+    let mut lost_after = None;
+    let (mut up, mut down) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    loop {
+        tokio::select! {
+            () = async { drop(is_shut.wait_for(|is_shut| *is_shut).await) } => return,
+            read = client.read(&mut up) => {
+                let Some(len) = read.ok().filter(|len| *len > 0) else { return };
+                sent.extend_from_slice(&up[..len]);
+                if lost_after.is_none() {
+                    lost_after = shared.loss_of(&sent);
+                    received.clear();
+                }
+                if server.write_all(&up[..len]).await.is_err() { return }
+            }
+            read = server.read(&mut down) => {
+                let Some(len) = read.ok().filter(|len| *len > 0) else { return };
+                received.extend_from_slice(&down[..len]);
+                if lost_after.is_some_and(|word| contains(&received, word)) { return }
+                sent.clear();
+                if lost_after.is_none() && client.write_all(&down[..len]).await.is_err() { return }
+            }
+        }
+    }
+}
+
+fn contains(bytes: &[u8], word: &str) -> bool {
+    bytes.windows(word.len()).any(|window| window == word.as_bytes())
+}

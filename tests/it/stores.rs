@@ -1,0 +1,244 @@
+//! The relay on each of its stores, from end to end, and what happens when the database is away or its answers are lost.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use crate::cutter::Cutter;
+use crate::database::Database;
+use crate::postgrest::Postgrest;
+use crate::provider::{Gate, PATIENCE, Provider, Script};
+use crate::relay::{self, Answer, Builder, TestRelay};
+
+/// The relay's settings for Postgres behind that port.
+fn on_postgres(provider: &Provider, database: &Database, port: u16) -> Builder {
+    TestRelay::with(provider).env("RELAY_DATABASE_URL", database.url_at("relay", port))
+}
+
+/// The relay's settings for PostgREST behind that port.
+fn on_postgrest(provider: &Provider, port: u16) -> Builder {
+    TestRelay::with(provider).env("SUPABASE_REST_URL", format!("http://127.0.0.1:{port}"))
+}
+
+/// Stories that are told, rerolled in both ways, continued elsewhere, and read after a restart.
+async fn stories_are_kept(provider: Provider, builder: Builder) {
+    let mut relay = builder.start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    for page in 0..3 {
+        provider.once(Script::telling(&["page ", &page.to_string(), " 🦊\n"]));
+        let done = user.told(story, &format!("question {page}")).await;
+        assert_eq!((&done["saved"], &done["status"]), (&json!(true), &json!("complete")));
+    }
+    let path = user.tree(story).await["path"].clone();
+    provider.once(Script::telling(&["another"]));
+    user.reroll(json!({"message_id": path[3]})).await.done().await;
+    let said = ["question 0", "page 0 🦊\n", "question 1", "another", "question 2", "page 2 🦊\n"];
+    assert_eq!(user.story(story).await, said);
+    let prompt = ["user: question 0", "assistant: page 0 🦊\n", "user: question 1"];
+    assert_eq!(provider.last_request().prompt(), prompt);
+
+    let two_steps = json!({"parent_message_id": path[5], "conversation_id": story});
+    let request =
+        user.request(http::Method::POST, "/v1/reroll").header("accept", "application/json");
+    let announced =
+        Answer::of(request.body(two_steps.to_string()).send().await.unwrap()).await.ok(200);
+    provider.once(Script::new().token("half").reset());
+    let begin = json!({
+        "is_alternative": true, "alternative_id": announced["alternative_message"]["id"],
+        "stream_id": announced["stream_id"], "conversation_id": story,
+        "messages": [{"role": "user", "content": "question 2"}],
+    });
+    let mut reading = user.stream(begin).await;
+    assert_eq!(reading.error().await["saved"], true);
+    assert_eq!(user.story(story).await, said, "a failure changes nothing that is shown");
+
+    relay.restart().await;
+    assert_eq!(user.story(story).await, said);
+    let stream_id = announced["stream_id"].as_str().unwrap();
+    let mut again = user.follow(stream_id, None).await;
+    again.error().await;
+    assert_eq!(again.text(), "half");
+    user.saved(stream_id, "failed").await;
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn stories_are_kept_in_postgres() {
+    let (provider, database) = (Provider::start().await, Database::shared().await);
+    let builder = on_postgres(&provider, &database, database.port());
+    stories_are_kept(provider, builder).await;
+}
+
+#[tokio::test]
+async fn stories_are_kept_behind_postgrest() {
+    let provider = Provider::start().await;
+    let builder = on_postgrest(&provider, Postgrest::shared().await);
+    stories_are_kept(provider, builder).await;
+}
+
+/// One call before the provider is asked and one after the answer, counted at the database.
+async fn a_turn_costs_two_calls(provider: Provider, builder: Builder, database: &Database) {
+    provider.always(Script::telling(&["text"]));
+    let relay = builder.start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let asked_before = database.statements().len();
+    let done = user.told(story, "question").await;
+    user.reroll(json!({"message_id": done["message_id"]})).await.done().await;
+    let statements = database.statements().split_off(asked_before);
+    let calls = statements.iter().filter_map(|statement| {
+        let function = statement.split_once("relay_")?.1;
+        function.split(|character: char| !character.is_ascii_alphabetic()).next()
+    });
+    assert_eq!(
+        calls.collect::<Vec<_>>(),
+        ["begin", "finish", "begin", "finish"],
+        "{statements:#?}"
+    );
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn a_turn_costs_two_calls_to_postgres() {
+    let (provider, database) = (Provider::start().await, Database::migrated().await);
+    database.write_down_statements().await;
+    let builder = on_postgres(&provider, &database, database.port());
+    a_turn_costs_two_calls(provider, builder, &database).await;
+}
+
+#[tokio::test]
+async fn a_turn_costs_two_calls_through_postgrest() {
+    let (provider, database) = (Provider::start().await, Database::migrated().await);
+    database.write_down_statements().await;
+    let postgrest = Postgrest::on(&database);
+    let builder = on_postgrest(&provider, postgrest.port());
+    a_turn_costs_two_calls(provider, builder, &database).await;
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_one_row_in_postgres() {
+    let (provider, database) = (Provider::start().await, Database::shared().await);
+    let cutter = Cutter::before(database.port()).await;
+    let builder = on_postgres(&provider, &database, cutter.port());
+    a_commit_whose_answer_is_lost_is_one_row(provider, builder, cutter, "COMMIT").await;
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_one_row_behind_postgrest() {
+    let provider = Provider::start().await;
+    let cutter = Cutter::before(Postgrest::shared().await).await;
+    let builder = on_postgrest(&provider, cutter.port());
+    a_commit_whose_answer_is_lost_is_one_row(provider, builder, cutter, "HTTP/1.1 200").await;
+}
+
+async fn a_commit_whose_answer_is_lost_is_one_row(
+    provider: Provider,
+    builder: Builder,
+    cutter: Cutter,
+    committed: &'static str,
+) {
+    provider.always(Script::telling(&["once"]));
+    let relay = builder.start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    for function in ["relay_begin", "relay_finish"] {
+        cutter.lose_answers(function, committed, 2);
+        let done = user.told(story, function).await;
+        assert_eq!((&done["saved"], cutter.to_be_lost()), (&json!(true), 0));
+    }
+    assert_eq!(user.story(story).await, ["relay_begin", "once", "relay_finish", "once"]);
+    assert_eq!(user.tree(story).await["messages"].as_array().unwrap().len(), 4);
+    assert_eq!(provider.requests().len(), 2);
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_told_of_and_comes_back() {
+    let (provider, database) = (Provider::start().await, Database::shared().await);
+    provider.always(Script::telling(&["text"]));
+    let cutter = Cutter::before(database.port()).await;
+    let relay = on_postgres(&provider, &database, cutter.port()).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    cutter.shut();
+    let refused = user.post("/v1/stream", &json!({"conversation_id": story, "input": "x"})).await;
+    refused.refused(503, "store_unavailable");
+    let ready = Answer::of(relay.client().get(relay.url("/readyz")).send().await.unwrap()).await;
+    assert_eq!((ready.status, &ready.json["store"]), (503, &json!("down")));
+    assert!(provider.requests().is_empty(), "a provider was paid for what cannot be saved");
+    cutter.open();
+    assert_eq!(user.told(story, "again").await["saved"], true);
+    assert_eq!(user.story(story).await, ["again", "text"]);
+    relay.finish().await;
+}
+
+/// A database that is away for a moment at the end of an answer is waited for.
+#[tokio::test]
+async fn a_short_absence_at_the_end_costs_nothing() {
+    let (provider, database) = (Provider::start().await, Database::shared().await);
+    let gate = Gate::new();
+    provider.once(Script::new().token("text").gate(&gate).finish("stop").done());
+    let cutter = Cutter::before(database.port()).await;
+    let relay = on_postgres(&provider, &database, cutter.port()).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let mut reading = user.say(story, "x").await;
+    reading.until("token").await;
+    cutter.shut();
+    gate.open();
+    let since = Instant::now();
+    while !relay.log().contains("save failed, will be tried again") {
+        assert!(since.elapsed() < PATIENCE, "{}", relay.log());
+        sleep(Duration::from_millis(10)).await;
+    }
+    cutter.open();
+    assert_eq!(reading.done().await["saved"], true);
+    relay.finish().await;
+}
+
+/// Tokens are verified when they come; what they began is saved after their end.
+async fn a_token_that_expires_in_mid_stream_saves_all_the_same(
+    provider: Provider,
+    builder: Builder,
+    is_expired: impl AsyncFn(&str) -> bool,
+) {
+    let relay = builder.start().await;
+    let gate = Gate::new();
+    provider
+        .once(Script::new().token("before").gate(&gate).token(" and after").finish("stop").done());
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    // A second is enough to begin, and PostgREST allows none beyond it.
+    let mut claims = relay::claims(user.id);
+    claims["exp"] = json!(jsonwebtoken::get_current_timestamp() + 3);
+    let mut short = user.clone();
+    short.token = relay::token(&claims);
+    let mut reading = short.say(story, "x").await;
+    reading.until("token").await;
+    let since = Instant::now();
+    while !is_expired(&short.token).await {
+        assert!(since.elapsed() < PATIENCE, "the token does not expire");
+        sleep(Duration::from_millis(50)).await;
+    }
+    gate.open();
+    assert_eq!(reading.done().await["saved"], true);
+    assert_eq!(user.story(story).await, ["x", "before and after"]);
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn a_token_that_expires_in_mid_stream_saves_all_the_same_behind_postgrest() {
+    let provider = Provider::start().await;
+    let database = Database::shared().await;
+    let postgrest = Postgrest::on(&database);
+    let builder = on_postgrest(&provider, postgrest.port());
+    let is_expired = async |token: &str| {
+        let (status, _) = postgrest
+            .send(http::Method::POST, "/rpc/relay_list_bots", Some(token), &json!({"limit": 1}))
+            .await;
+        status == 401
+    };
+    a_token_that_expires_in_mid_stream_saves_all_the_same(provider, builder, is_expired).await;
+}
