@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::auth::{Principal, Verifier};
 use crate::config::{Config, Database, Mode};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::provider::KeyCheck;
 use crate::store::{Cursor, Store};
 use crate::{app, clock, dev};
@@ -187,9 +187,10 @@ async fn check_providers<W: Write>(config: &Config, findings: &mut Findings<W>) 
     }
 }
 
-/// What went wrong, with what only an operator may see.
+/// What went wrong, in the words that are for an operator.
 fn told(error: &Error) -> String {
     match error.detail() {
+        Some(detail) if error.code() == Code::Internal => detail.to_owned(),
         Some(detail) => format!("{} ({detail})", error.message()),
         None => error.message().to_owned(),
     }

@@ -1,10 +1,10 @@
 -- Takes the functions of `storytellr-v0.sql` away, so that the migrations can be applied, or another relay can serve.
 --
--- The app's tables and rows are left alone. `relay_v0.generations` stays: `storytellr-v0-move.sql` reads from it how each
--- answer ended. Who wants it gone too, applies `drop schema relay_v0 cascade`.
+-- The app's tables and rows are left alone. `relay_v0.generations` stays: `storytellr-v0-move.sql` reads from it how
+-- each answer ended. Who wants it gone too, applies `drop schema relay_v0 cascade`.
 --
--- Stop the relay first, and see that its outbox is empty: a text that it has not saved yet can be saved by these functions
--- alone. While a generation runs this refuses.
+-- Stop the relay first, and see that its outbox is empty: a text that it has not saved yet can be saved by these
+-- functions alone. While a generation runs this refuses.
 
 begin;
 
@@ -33,7 +33,7 @@ begin
     where fingerprint is not null and result is null and expires_at > now();
   if running > 0 then
     raise exception '% generations are running', running
-      using hint = format('Stop the relay, which saves them, and apply this again. At the latest they are over at %s.', until);
+      using hint = format('Stop the relay, which saves them, and apply this again. They are over by %s.', until);
   end if;
 end
 $$;

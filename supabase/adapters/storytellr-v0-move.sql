@@ -4,13 +4,16 @@
 -- 2. Apply `supabase/migrations/`: `supabase db push`, or `storytellr-relay migrate`.
 -- 3. `psql -v ON_ERROR_STOP=1 -f` this file, as the owner of all the tables. It says what it did.
 --
--- The old tables are read and stay as they are. It is one transaction, which compares what it wrote with what it read, and
--- leaves nothing behind if anything differs. It can be applied again: what was moved is not moved twice, what the app has
--- added since is. Once the old tables are gone, `drop schema relay_v0 cascade` removes the notes that this is known by.
+-- The old tables are read and stay as they are. It is one transaction, which compares what it wrote with what it read,
+-- and leaves nothing behind if anything differs. It can be applied again: what was moved is not moved twice, what the
+-- app has added since is. Once the old tables are gone, `drop schema relay_v0 cascade` removes the notes of that.
 --
--- Bots, conversations and messages keep their ids. A story becomes a trunk: a message's parent is the one before it by time,
--- then id. Its own text is the first variant of a message, its alternatives are the next. Rows belong to the user of their
--- conversation, whatever user they name; what belongs to nobody is not moved.
+-- Bots, conversations and messages keep their ids. A story becomes a trunk: a message's parent is the one before it by
+-- time, then id. Its own text is the first variant of a message, its alternatives are the next.
+--
+-- What belongs to nobody is not moved. Messages and alternatives without a user become their conversation's. Those of
+-- another user are not moved: whoever reads the conversation has never seen them, and policies that look at nothing but
+-- the row's user let anybody add rows to a conversation.
 
 begin;
 
@@ -26,6 +29,14 @@ begin
   then
     raise exception 'Storytellr''s tables bots, conversations, messages, message_alternatives are not all here'
       using hint = 'There is nothing to move.';
+  end if;
+  if exists (
+    select from unnest(array['bots', 'conversations', 'messages', 'message_alternatives', 'relay_bots',
+      'relay_conversations', 'relay_messages', 'relay_variants', 'relay_generations']) as name
+    where row_security_active(format('public.%I', name)))
+  then
+    raise exception 'row-level security hides rows from %', current_user
+      using hint = 'Apply this as the owner of the tables.';
   end if;
 end
 $$;
@@ -74,8 +85,8 @@ do $$
 begin
   if to_regclass('relay_v0.generations') is not null then
     insert into pg_temp.v0_generations
-      select g.message_id, g.alternative_id, g.fingerprint, g.is_announced, g.user_message_id, g.bot_id, g.model, g.status,
-        g.reasoning, g.finish_reason, g.usage, g.error, g.ended_at
+      select g.message_id, g.alternative_id, g.fingerprint, g.is_announced, g.user_message_id, g.bot_id, g.model,
+        g.status, g.reasoning, g.finish_reason, g.usage, g.error, g.ended_at
       from relay_v0.generations g where g.message_id is not null;
   end if;
 end
@@ -93,7 +104,8 @@ create temp table v0_bots on commit drop as
     coalesce(b.advanced_prompt, '') as system_prompt,
     case when b.temperature between 0 and 2 then b.temperature end as temperature,
     s.max_tokens,
-    -- The app never weighed an answer against the context, so a bot may have less context than answer. It goes on to work.
+    -- The app never weighed an answer against the context, so a bot may have less context than answer. It goes on to
+    -- work.
     s.context_size + case when s.max_tokens >= s.context_size then s.max_tokens else 0 end as context_size,
     case when b.reasoning then 'medium' end as reasoning, coalesce(b.show_reasoning, false) as show_reasoning,
     b.is_default, b.created_at, b.updated_at
@@ -135,7 +147,7 @@ create temp table v0_messages on commit drop as
     left join relay_v0.moved vc on vc.table_name = 'conversations' and vc.id = m.conversation_id
     left join public.relay_conversations r on r.id = vc.id
     left join relay_v0.moved v on v.table_name = 'messages' and v.id = m.id
-  where coalesce(n.id, r.id) is not null
+  where (m.user_id = coalesce(n.user_id, r.user_id) or (m.user_id is null and coalesce(n.id, r.id) is not null))
     and (v.id is null or exists (select from public.relay_messages o where o.id = m.id))
   window story as (partition by m.conversation_id order by m.t nulls first, m.id);
 alter table pg_temp.v0_messages add primary key (id);
@@ -205,16 +217,16 @@ create temp table v0_variants on commit drop as
     join (
       select o.id as message_id, true as is_own, o.id, o.content, o.t, o.is_streaming, o.is_complete, o.stream_id,
         g.fingerprint, coalesce(g.is_announced, false) as is_announced, g.user_message_id, g.bot_id, g.model, g.status,
-        g.reasoning, g.finish_reason, g.usage, g.error, g.ended_at
+        g.reasoning, g.finish_reason, g.usage, g.error, g.ended_at, null::uuid as user_id
       from public.messages o left join pg_temp.v0_generations g on g.message_id = o.id and g.alternative_id is null
       where not exists (select from relay_v0.moved v where v.table_name = 'messages' and v.id = o.id)
       union all
       select a.parent_message_id, false, a.id, a.content, a.t, a.is_streaming, a.is_complete, a.stream_id,
         g.fingerprint, coalesce(g.is_announced, true), null, g.bot_id, g.model, g.status,
-        g.reasoning, g.finish_reason, g.usage, g.error, g.ended_at
+        g.reasoning, g.finish_reason, g.usage, g.error, g.ended_at, a.user_id
       from public.message_alternatives a left join pg_temp.v0_generations g on g.alternative_id = a.id
       where not exists (select from relay_v0.moved v where v.table_name = 'message_alternatives' and v.id = a.id)
-    ) x on x.message_id = m.id
+    ) x on x.message_id = m.id and (x.user_id is null or x.user_id = m.user_id)
     left join pg_temp.v0_named_bots b on b.id = x.bot_id and b.user_id = m.user_id;
 
 -- Their ids are taken from the sequence in one piece, so that the order of the ids is that of the list.
@@ -238,14 +250,15 @@ analyze pg_temp.v0_variants;
 insert into public.relay_variants (id, message_id, user_id, content, reasoning, status, bot_id, model, finish_reason,
   usage, error, created_at)
 overriding system value
-select variant_id, message_id, user_id, content, reasoning, status, bot_id, model, finish_reason, usage, error, created_at
+select variant_id, message_id, user_id, content, reasoning, status, bot_id, model, finish_reason, usage, error,
+  created_at
 from pg_temp.v0_variants order by number;
 insert into relay_v0.moved (table_name, id, variant_id)
   select case when is_own then 'messages' else 'message_alternatives' end, id, variant_id from pg_temp.v0_variants;
 analyze relay_v0.moved, public.relay_messages, public.relay_variants;
 
--- The story shows the newest alternative that is active and does not stream, else the message's own text. Where a message
--- was moved before, somebody may have chosen since, and only what is new changes that.
+-- The story shows the newest alternative that is active and does not stream, else the message's own text. Where a
+-- message was moved before, somebody may have chosen since, and only what is new changes that.
 create temp table v0_active on commit drop as
   select distinct on (x.message_id) x.message_id, v.variant_id
   from (
@@ -277,14 +290,14 @@ update public.relay_conversations c set
   ) s
   where c.id = s.conversation_id and c.head_id is not distinct from s.last_moved_id;
 
--- By its name a stream is found. Of those that have one name, the message before an alternative, then the oldest. No turn
--- has the fingerprint `v0`, so a name that is used again for another one is refused.
+-- By its name a stream is found. Of those that have one name, a message before an alternative, then the oldest. No turn
+-- has the fingerprint `v0`, so a name that is used again is refused.
 create temp table v0_streams on commit drop as
   with inserted as (
     insert into public.relay_generations (user_id, stream_id, fingerprint, variant_id, user_message_id, is_announced,
       result, ended_at)
-    select distinct on (n.user_id, n.stream_id) n.user_id, n.stream_id, coalesce(n.fingerprint, 'v0'), n.variant_id, u.id,
-      n.is_announced, jsonb_build_object('message_id', n.message_id, 'variant_id', n.variant_id),
+    select distinct on (n.user_id, n.stream_id) n.user_id, n.stream_id, coalesce(n.fingerprint, 'v0'), n.variant_id,
+      u.id, n.is_announced, jsonb_build_object('message_id', n.message_id, 'variant_id', n.variant_id),
       coalesce(n.ended_at, n.created_at)
     from pg_temp.v0_variants n
       left join pg_temp.v0_messages u on u.id = n.user_message_id and u.user_id = n.user_id
@@ -295,7 +308,7 @@ create temp table v0_streams on commit drop as
   )
   select variant_id from inserted;
 
--- New rows begin well above those of the app, so that what the app goes on to add before it is switched over has its ids.
+-- New rows begin well above those of the app, so that what the app adds until it is switched over can keep its ids.
 do $$
 declare
   room constant bigint := 1000000;
@@ -320,9 +333,12 @@ create temp table v0_shown on commit drop as
     select coalesce(
       (select a.content from public.message_alternatives a
        where a.parent_message_id = m.id and a.is_active and a.is_streaming is not true
+         and (a.user_id is null or a.user_id = c.user_id)
        order by a.t desc nulls last, a.id desc limit 1),
       m.content)
-    from public.messages m where m.conversation_id = c.id order by m.t nulls first, m.id) as texts
+    from public.messages m
+    where m.conversation_id = c.id and (m.user_id is null or m.user_id = c.user_id)
+    order by m.t nulls first, m.id) as texts
   from public.conversations c join relay_v0.moved v on v.table_name = 'conversations' and v.id = c.id
   where v.moved_at = now();
 
@@ -347,20 +363,22 @@ create temp table v0_faults on commit drop as
     left join public.relay_messages r on r.id = m.id and r.conversation_id = c.id and r.user_id = c.user_id
       and r.role = case when m.is_user_author then 'user' else 'assistant' end
     left join public.relay_variants t on t.id = v.variant_id and t.message_id = r.id and t.content = m.content
-  where v.id is null or (v.moved_at = now() and t.id is null)
+  where (m.user_id is null or m.user_id = c.user_id) and (v.id is null or (v.moved_at = now() and t.id is null))
   union all
   select 'alternatives were not moved, or not with their texts', count(*), min(a.id)
   from public.message_alternatives a join public.relay_messages r on r.id = a.parent_message_id
     join relay_v0.moved vm on vm.table_name = 'messages' and vm.id = r.id
     left join relay_v0.moved v on v.table_name = 'message_alternatives' and v.id = a.id
     left join public.relay_variants t on t.id = v.variant_id and t.message_id = r.id and t.content = a.content
-  where v.id is null or (v.moved_at = now() and t.id is null)
+  where (a.user_id is null or a.user_id = r.user_id) and (v.id is null or (v.moved_at = now() and t.id is null))
   union all
   select 'messages have their texts in another order', count(*), min(m.id)
   from public.messages m join relay_v0.moved v on v.table_name = 'messages' and v.id = m.id and v.moved_at = now()
+    join public.relay_messages r on r.id = m.id
   where array(select t.content from public.relay_variants t where t.message_id = m.id order by t.id)
     <> m.content || array(
-      select a.content from public.message_alternatives a where a.parent_message_id = m.id
+      select a.content from public.message_alternatives a
+      where a.parent_message_id = m.id and (a.user_id is null or a.user_id = r.user_id)
       order by a.t nulls first, a.id)
   union all
   select 'conversations read otherwise than before', count(*), min(s.conversation_id)
@@ -400,26 +418,32 @@ begin
   select count(*) into number from pg_temp.v0_variants n
     where n.stream_id is not null and not exists (select from pg_temp.v0_streams s where s.variant_id = n.variant_id);
   raise notice '% texts have lost the name of their stream: another text has it, or it is not one', number;
-  select count(*) into number
-    from pg_temp.v0_messages m join public.messages o on o.id = m.id
-    where m.is_new and o.user_id is distinct from m.user_id;
-  raise notice '% messages named another user than their conversation does, or none: they are the conversation''s', number;
+  select count(*) into number from pg_temp.v0_messages m join public.messages o on o.id = m.id
+    where m.is_new and o.user_id is null;
+  raise notice '% messages had no user: they are their conversation''s', number;
   select count(*) into number
     from pg_temp.v0_conversations n join public.conversations c on c.id = n.id
       join public.relay_conversations r on r.id = n.id
     where c.bot_id is not null and r.bot_id is null;
   raise notice '% conversations were bound to a bot of somebody else: they are bound to none', number;
-  raise notice 'left where they are: % bots and % conversations of nobody or of users without an account, with % messages',
+  raise notice 'not moved: % bots and % conversations of nobody, or of users without an account, with % messages',
     (select count(*) from public.bots b where not exists (select from pg_temp.v0_users u where u.id = b.user_id)),
-    (select count(*) from public.conversations c where not exists (select from pg_temp.v0_users u where u.id = c.user_id)),
+    (select count(*) from public.conversations c
+     where not exists (select from pg_temp.v0_users u where u.id = c.user_id)),
     (select count(*) from public.messages m join public.conversations c on c.id = m.conversation_id
      where not exists (select from pg_temp.v0_users u where u.id = c.user_id));
+  raise notice 'not moved: % messages and % alternatives of another user than their conversation''s',
+    (select count(*) from public.messages m join public.conversations c on c.id = m.conversation_id
+     where m.user_id <> c.user_id),
+    (select count(*) from public.message_alternatives a join public.messages m on m.id = a.parent_message_id
+       join public.conversations c on c.id = m.conversation_id
+     where a.user_id <> c.user_id);
   select count(*) into number
     from relay_v0.moved v join public.relay_variants t on t.id = v.variant_id
       left join public.messages m on v.table_name = 'messages' and m.id = v.id
       left join public.message_alternatives a on v.table_name = 'message_alternatives' and a.id = v.id
     where v.moved_at <> now() and t.content <> coalesce(m.content, a.content);
-  raise notice '% texts that were moved before have been changed in the app since: the relay''s are as they were', number;
+  raise notice '% texts have been changed in the app since they were moved: the relay''s are as they were', number;
 end
 $$;
 

@@ -9,9 +9,9 @@
 -- A story has no branches here. Its order is by time, then id; the parent of a message is the one before it, and the
 -- head is the last. What would need a branch, or a row that only the app can make, is refused as `unsupported`.
 --
--- Apply it with `psql -f`, or in the SQL editor, as the owner of the tables; again, it changes nothing. It adds a schema
--- that no API exposes, with one small table for what the app's tables have no columns for. To take it away, apply
--- `storytellr-v0-drop.sql`; to move to the relay's own tables, `storytellr-v0-move.sql` says how.
+-- Apply it with `psql -f`, or in the SQL editor, as the owner of the tables; again, it changes nothing. It adds a
+-- schema that no API exposes, with one small table for what the app's tables have no columns for. To take it away,
+-- apply `storytellr-v0-drop.sql`; how to move to the relay's own tables, `storytellr-v0-move.sql` says.
 --
 -- These indexes serve the functions. Make those that the app has not got already:
 --   create index concurrently on public.messages (conversation_id, t desc nulls last, id desc);
@@ -31,19 +31,26 @@ begin
   if to_regclass('public.bots') is null or to_regclass('public.conversations') is null
     or to_regclass('public.messages') is null or to_regclass('public.message_alternatives') is null
   then
-    raise exception 'Storytellr''s tables bots, conversations, messages, message_alternatives are not all in this database'
+    raise exception 'Storytellr''s tables bots, conversations, messages, message_alternatives are not all here'
       using hint = 'For a new database apply supabase/migrations/ instead.';
+  end if;
+  if row_security_active('public.conversations') or row_security_active('public.messages')
+    or row_security_active('public.message_alternatives')
+  then
+    raise exception 'relay_finish would run as %, from whom row-level security hides the rows of users', current_user
+      using hint = 'Apply this as the owner of the tables. If they force row-level security on their owner, as a role '
+        'that bypasses it.';
   end if;
 end
 $$;
 
 create schema if not exists relay_v0;
-comment on schema relay_v0 is 'What the functions of Storytellr Relay need beside Storytellr''s tables. Not for the API.';
+comment on schema relay_v0 is 'What the relay''s functions need beside Storytellr''s tables. Not for the API.';
 revoke all on schema relay_v0 from public, anon, authenticated;
 grant usage on schema relay_v0 to authenticated;
 
--- The message that a generation will write does not exist before its end, and an alternative can be deleted by the app at
--- any time, so these two are looked up and not referenced.
+-- The message that a generation will write does not exist before its end, and an alternative can be deleted by the app
+-- at any time, so these two are looked up and not referenced.
 create table if not exists relay_v0.generations (
   id bigint generated always as identity primary key,
   user_id uuid not null default auth.uid(),
@@ -81,7 +88,7 @@ comment on column relay_v0.generations.fingerprint is
 comment on column relay_v0.generations.attempt is
   'Whose call of relay_begin made it, so that a call whose answer was lost can be repeated.';
 comment on column relay_v0.generations.message_id is
-  'The message that it writes, whose row exists when the generation has ended; of a reroll, the message that is rerolled.';
+  'The message that it writes, whose row is there when it has ended; of a reroll, the message that is rerolled.';
 comment on column relay_v0.generations.alternative_id is 'The alternative that it writes; null if it writes a message.';
 comment on column relay_v0.generations.user_message_id is 'The user''s message that was saved with it.';
 comment on column relay_v0.generations.expires_at is 'When it must have ended; past it, it is read as interrupted.';
@@ -95,8 +102,8 @@ create policy generations_of_their_user on relay_v0.generations
 revoke all on relay_v0.generations from public, anon, authenticated;
 grant select, insert, update, delete on relay_v0.generations to authenticated;
 
--- The id of a future message has to come from the sequence that the app's own messages get theirs from, which is known by
--- its column, whatever its name is.
+-- The id of a future message has to come from the sequence that the app's own messages get theirs from, which is known
+-- by its column, whatever its name is.
 do $$
 declare
   sequence regclass := coalesce(
@@ -104,7 +111,8 @@ declare
     (select s.oid::regclass
      from pg_attrdef d
        join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum
-       join pg_depend r on r.classid = 'pg_attrdef'::regclass and r.objid = d.oid and r.refclassid = 'pg_class'::regclass
+       join pg_depend r on r.classid = 'pg_attrdef'::regclass and r.objid = d.oid
+         and r.refclassid = 'pg_class'::regclass
        join pg_class s on s.oid = r.refobjid and s.relkind = 'S'
      where d.adrelid = 'public.messages'::regclass and a.attname = 'id'));
 begin
@@ -147,8 +155,8 @@ end
 $$;
 comment on function relay_v0.caller is 'The user whose token this is.';
 
--- A message's own text and its alternatives are the variants of one message. On the wire an alternative goes by the id of
--- its row; own texts are counted from 2^52 on, out of reach of four-byte ids, and safe in JavaScript.
+-- A message's own text and its alternatives are the variants of one message. On the wire an alternative goes by the id
+-- of its row; own texts are counted from 2^52 on, out of reach of four-byte ids, and safe in JavaScript.
 create or replace function relay_v0.own_variant_id(message_id bigint) returns bigint
 language sql immutable set search_path = '' as $$
   select 4503599627370496 + message_id
@@ -162,32 +170,42 @@ $$;
 comment on function relay_v0.is_running is 'Whether somebody may be writing it now.';
 
 -- The app's rows know three states, the generation the rest. A row that streams without a generation was left behind by
--- a relay that died.
-create or replace function relay_v0.status_of(
-  is_streaming boolean, is_complete boolean, generation relay_v0.generations) returns text
-language sql stable set search_path = '' as $$
-  select case
-    when is_streaming and relay_v0.is_running(generation) then 'streaming'
-    when is_streaming and generation.id is not null and generation.fingerprint is null then 'pending'
-    when is_streaming then 'interrupted'
-    when is_complete is not false then 'complete'
-    else coalesce(nullif(generation.status, 'complete'), 'interrupted')
-  end
-$$;
-comment on function relay_v0.status_of is 'The state of a variant as it is read.';
-
+-- a relay that died. The relay's names of streams have a form, those of rows that others wrote may have none.
+--
+-- Written without functions of its own, which a query over a long story would call for every row.
 create or replace view relay_v0.variants with (security_invoker = true) as
-  select relay_v0.own_variant_id(m.id) as id, m.id as message_id, m.user_id, true as is_own, true as can_be_active,
-    m.content, relay_v0.status_of(m.is_streaming, m.is_complete, g) as status, m.stream_id, g.reasoning, g.bot_id,
-    g.model, g.finish_reason, g.usage, g.error, m.t, g.user_message_id,
-    coalesce(g.is_announced, false) as is_announced
-  from public.messages m left join relay_v0.generations g on g.message_id = m.id and g.alternative_id is null
-  union all
-  select a.id, a.parent_message_id, a.user_id, false, a.is_active is true and a.is_streaming is not true,
-    a.content, relay_v0.status_of(a.is_streaming, a.is_complete, g), a.stream_id, g.reasoning, g.bot_id,
-    g.model, g.finish_reason, g.usage, g.error, a.t, null,
-    coalesce(g.is_announced, true)
-  from public.message_alternatives a left join relay_v0.generations g on g.alternative_id = a.id;
+  select z.*, jsonb_build_object(
+      'id', z.id, 'content', z.content, 'reasoning', z.reasoning, 'status', z.status,
+      'stream_id', case when z.stream_id ~ '^[A-Za-z0-9._-]{1,128}$' then z.stream_id end,
+      'bot_id', z.bot_id, 'model', z.model, 'finish_reason', z.finish_reason, 'usage', z.usage, 'error', z.error,
+      'created_at', coalesce(z.t, 'epoch')) as json
+  from (
+    select y.id, y.message_id, y.user_id, y.is_own, y.can_be_active, y.is_user_author, y.content, y.t, y.stream_id,
+      case
+        when y.is_streaming and y.is_begun and not y.is_ended and y.expires_at > now() then 'streaming'
+        when y.is_streaming and not y.is_begun then 'pending'
+        when y.is_streaming then 'interrupted'
+        when y.is_complete is not false then 'complete'
+        else coalesce(nullif(y.ended_as, 'complete'), 'interrupted')
+      end as status,
+      coalesce(y.reasoning, '') as reasoning, y.bot_id, y.model, y.finish_reason, y.usage, y.error, y.user_message_id,
+      coalesce(y.is_announced, not y.is_own) as is_announced
+    from (
+      select 4503599627370496 + m.id as id, m.id as message_id, m.user_id, true as is_own, true as can_be_active,
+        m.is_user_author, m.content, m.t, m.stream_id, m.is_streaming, m.is_complete,
+        g.id is null or g.fingerprint is not null as is_begun, g.result is not null as is_ended, g.expires_at,
+        g.status as ended_as, g.reasoning, g.bot_id, g.model, g.finish_reason, g.usage, g.error, g.user_message_id,
+        g.is_announced
+      from public.messages m left join relay_v0.generations g on g.message_id = m.id and g.alternative_id is null
+      union all
+      select a.id::bigint, a.parent_message_id, a.user_id, false, a.is_active is true and a.is_streaming is not true,
+        a.is_user_author, a.content, a.t, a.stream_id, a.is_streaming, a.is_complete,
+        g.id is null or g.fingerprint is not null, g.result is not null, g.expires_at,
+        g.status, g.reasoning, g.bot_id, g.model, g.finish_reason, g.usage, g.error, g.user_message_id,
+        g.is_announced
+      from public.message_alternatives a left join relay_v0.generations g on g.alternative_id = a.id
+    ) y
+  ) z;
 comment on view relay_v0.variants is
   'Own texts and alternatives. The active one of a message is the newest alternative that can be, else its own text.';
 
@@ -270,21 +288,24 @@ $$;
 comment on function relay_v0.lock_message is
   'The user''s message, its conversation locked against other changes until the transaction ends.';
 
-create or replace function relay_v0.comes_before(one public.messages, other public.messages) returns boolean
-language sql immutable set search_path = '' as $$
-  select (coalesce(one.t, '-infinity'), one.id) < (coalesce(other.t, '-infinity'), other.id)
-$$;
-comment on function relay_v0.comes_before is 'Whether one message comes before the other in their story.';
-
-create or replace function relay_v0.last_message(uid uuid, conversation_id bigint, above public.messages default null)
+-- A message's place in its story is its time, or the beginning of time if it has none, and its id.
+create or replace function relay_v0.last_message(
+  uid uuid, conversation_id bigint, above_t timestamptz default 'infinity', above_id bigint default 9223372036854775807)
 returns public.messages
 language sql stable set search_path = '' as $$
-  select m from public.messages m
+  select m.* from public.messages m
   where m.conversation_id = last_message.conversation_id and m.user_id = uid
-    and ((above).id is null or relay_v0.comes_before(m, above))
+    and (coalesce(m.t, '-infinity'), m.id) < (above_t, above_id)
   order by m.t desc nulls last, m.id desc limit 1
 $$;
-comment on function relay_v0.last_message is 'The last message of the story, or the last one above that message.';
+comment on function relay_v0.last_message is 'The last message of the story, or the last one above that place.';
+
+create or replace function relay_v0.parent_id(message public.messages) returns integer
+language sql stable set search_path = '' as $$
+  select (relay_v0.last_message(
+    message.user_id, message.conversation_id, coalesce(message.t, '-infinity'), message.id)).id
+$$;
+comment on function relay_v0.parent_id is 'The message before it.';
 
 -- Clocks of clients may be ahead, and what is added to a story belongs at its end.
 create or replace function relay_v0.next_time(conversation_id bigint) returns timestamptz
@@ -362,50 +383,38 @@ end
 $$;
 comment on function relay_v0.resolve_bot is 'The bot that answers.';
 
--- Read from the end, and long texts only as far as they are wanted.
+-- Read from the end, text by text, and no further than there is room.
 create or replace function relay_v0.path_above(
-  uid uuid, conversation_id bigint, above public.messages, room bigint) returns jsonb
+  uid uuid, conversation_id bigint, above_t timestamptz, above_id bigint, room bigint) returns jsonb
 language plpgsql stable set search_path = '' as $$
 declare
-  beat record;
+  message record;
+  text_shown text;
   path jsonb[] := '{}';
   taken bigint := 0;
 begin
-  for beat in
-    with story as materialized (
-      select m.id, m.t, m.is_user_author from public.messages m
-      where m.conversation_id = path_above.conversation_id and m.user_id = uid
-        and ((above).id is null or relay_v0.comes_before(m, above))
-    ), active as (
-      select distinct on (v.message_id) v.message_id, v.content from relay_v0.variants v
-      where v.user_id = uid and v.message_id = any (array(select s.id from story s)) and v.can_be_active
-      order by v.message_id, v.is_own, v.t desc nulls last, v.id desc
-    )
-    select s.is_user_author, a.content from story s join active a on a.message_id = s.id
-    order by s.t desc nulls last, s.id desc
+  for message in
+    select m.id, m.is_user_author, m.content from public.messages m
+    where m.conversation_id = path_above.conversation_id and m.user_id = uid
+      and (coalesce(m.t, '-infinity'), m.id) < (above_t, above_id)
+    order by m.t desc nulls last, m.id desc
   loop
-    taken := taken + char_length(beat.content);
+    select a.content into text_shown from public.message_alternatives a
+      where a.parent_message_id = message.id and a.user_id = uid and a.is_active and a.is_streaming is not true
+      order by a.t desc nulls last, a.id desc limit 1;
+    if not found then
+      text_shown := message.content;
+    end if;
+    taken := taken + char_length(text_shown);
     exit when taken > room and path <> '{}';
     path := jsonb_build_object(
-      'role', case when beat.is_user_author then 'user' else 'assistant' end, 'content', beat.content) || path;
+      'role', case when message.is_user_author then 'user' else 'assistant' end, 'content', text_shown) || path;
   end loop;
   return to_jsonb(path);
 end
 $$;
 comment on function relay_v0.path_above is
-  'The texts of the story, or of its part above that message, oldest first: the last one, and before it as many as fit the room in characters.';
-
--- The relay's names of streams have a form, those of rows that others wrote may have none.
-create or replace function relay_v0.variant_json(variant relay_v0.variants) returns jsonb
-language sql immutable set search_path = '' as $$
-  select jsonb_build_object(
-    'id', variant.id, 'content', variant.content, 'reasoning', coalesce(variant.reasoning, ''),
-    'status', variant.status,
-    'stream_id', case when variant.stream_id ~ '^[A-Za-z0-9._-]{1,128}$' then variant.stream_id end,
-    'bot_id', variant.bot_id, 'model', variant.model, 'finish_reason', variant.finish_reason, 'usage', variant.usage,
-    'error', variant.error, 'created_at', coalesce(variant.t, 'epoch'))
-$$;
-comment on function relay_v0.variant_json is 'A variant as the contract has it.';
+  'The texts of the story above that place, oldest first: the last one, and before it as many as fit the room in characters.';
 
 create or replace function relay_v0.active_variant_id(uid uuid, message_id bigint) returns bigint
 language sql stable set search_path = '' as $$
@@ -419,34 +428,28 @@ create or replace function relay_v0.message_json(message public.messages) return
 language sql stable set search_path = '' as $$
   select jsonb_build_object(
     'id', message.id,
-    'parent_id', (relay_v0.last_message(message.user_id, message.conversation_id, message)).id,
+    'parent_id', relay_v0.parent_id(message),
     'role', case when message.is_user_author then 'user' else 'assistant' end,
     'active_variant_id', relay_v0.active_variant_id(message.user_id, message.id),
     'created_at', coalesce(message.t, 'epoch'),
     'variants',
-      (select jsonb_agg(relay_v0.variant_json(v) order by v.is_own desc, v.t nulls first, v.id)
+      (select jsonb_agg(v.json order by v.is_own desc, v.t nulls first, v.id)
        from relay_v0.variants v where v.user_id = message.user_id and v.message_id = message.id))
 $$;
 comment on function relay_v0.message_json is 'A message with its variants as the contract has it.';
-
-create or replace function relay_v0.updated_at(conversation public.conversations) returns timestamptz
-language sql immutable set search_path = '' as $$
-  select coalesce(conversation.last_message_at, conversation.created_at, 'epoch')
-$$;
-comment on function relay_v0.updated_at is 'When the conversation last changed, as far as the app keeps it.';
 
 create or replace function relay_v0.conversation_json(conversation public.conversations) returns jsonb
 language sql stable set search_path = '' as $$
   select jsonb_build_object(
     'id', conversation.id, 'title', conversation.title, 'bot_id', conversation.bot_id,
     'head_id', (relay_v0.last_message(conversation.user_id, conversation.id)).id,
-    'created_at', coalesce(conversation.created_at, relay_v0.updated_at(conversation)),
-    'updated_at', relay_v0.updated_at(conversation))
+    'created_at', coalesce(conversation.created_at, conversation.last_message_at, 'epoch'),
+    'updated_at', coalesce(conversation.last_message_at, conversation.created_at, 'epoch'))
 $$;
 comment on function relay_v0.conversation_json is 'A conversation as the contract has it, without its messages.';
 
--- A reply that is being written has no row yet, but it has a name and a state. Streams of the Python relay are known only
--- by their rows.
+-- A reply that is being written has no row yet, but it has a name and a state. Streams of the Python relay are known
+-- only by their rows.
 create or replace function relay_v0.saved_stream(uid uuid, stream_id text) returns jsonb
 language plpgsql stable set search_path = '' as $$
 declare
@@ -472,6 +475,7 @@ begin
     message.id := generation.message_id;
     message.conversation_id := generation.conversation_id;
     message.t := 'infinity';
+    message.user_id := uid;
     message.is_user_author := false;
     variant.id := relay_v0.own_variant_id(generation.message_id);
     variant.content := '';
@@ -485,7 +489,7 @@ begin
   select b.id, coalesce(b.name, '') as name into bot from public.bots b where b.id = variant.bot_id and b.user_id = uid;
   return jsonb_build_object(
     'id', message.id, 'conversation_id', message.conversation_id,
-    'parent_id', (relay_v0.last_message(uid, message.conversation_id, message)).id,
+    'parent_id', relay_v0.parent_id(message),
     'role', case when message.is_user_author then 'user' else 'assistant' end,
     'variant_id', variant.id,
     'is_active', relay_v0.active_variant_id(uid, message.id) is not distinct from variant.id,
@@ -510,7 +514,8 @@ begin
   return token;
 end
 $$;
-comment on function relay_v0.give_write_token is 'A new write token for the generation, of which the row keeps the hash.';
+comment on function relay_v0.give_write_token is
+  'A new write token for the generation, of which the row keeps the hash.';
 
 -- As the Python relay left them.
 create or replace function relay_v0.insert_alternative(message public.messages, stream_id text) returns integer
@@ -649,15 +654,17 @@ begin
       'user_message_id', generation.user_message_id, 'write_token', relay_v0.give_write_token(generation.id)),
     'path', case when (args ->> 'wants_path')::boolean
       then relay_v0.path_above(
-        uid, conversation.id, message, bot.context_size * (args ->> 'path_chars_per_token')::bigint)
+        uid, conversation.id,
+        case when message.id is null then 'infinity' else coalesce(message.t, '-infinity') end,
+        coalesce(message.id, 9223372036854775807), bot.context_size * (args ->> 'path_chars_per_token')::bigint)
       else '[]'::jsonb end);
 end
 $$;
 comment on function public.relay_begin is
   'Decides which bot answers and notes what the generation will write: the id of a message to come, or an alternative. {stream_id, fingerprint, attempt, place, bot_id, wants_path, path_chars_per_token, expires_at} → {bot, rows, path} or {existing}.';
 
--- Runs as its owner: it has to work after the user's token has expired, and the write token says which rows it may touch.
--- The app's triggers see the user all the same, as they did when the Python relay wrote with the user's token.
+-- Runs as its owner: it has to work after the user's token has expired, and the write token says which rows it may
+-- touch. The app's triggers see the user all the same, as they did when the Python relay wrote with the user's token.
 create or replace function public.relay_finish(jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare
@@ -693,8 +700,8 @@ begin
   is_left := outcome = 'complete' or (new_content <> '' and outcome <> 'refused');
   if generation.alternative_id is null then
     if is_left then
-      insert into public.messages (id, conversation_id, content, t, is_user_author, is_active, is_streaming, is_complete,
-        stream_id, user_id)
+      insert into public.messages (id, conversation_id, content, t, is_user_author, is_active, is_streaming,
+        is_complete, stream_id, user_id)
       overriding system value
       values (generation.message_id, generation.conversation_id, new_content,
         relay_v0.next_time(generation.conversation_id), false, true, false, outcome = 'complete', generation.stream_id,
@@ -721,7 +728,8 @@ begin
     if found
       and not exists (
         select from public.messages m
-        where m.conversation_id = user_message.conversation_id and relay_v0.comes_before(user_message, m))
+        where m.conversation_id = user_message.conversation_id
+          and (coalesce(m.t, '-infinity'), m.id) > (coalesce(user_message.t, '-infinity'), user_message.id))
       and not exists (select from public.message_alternatives a where a.parent_message_id = user_message.id)
     then
       delete from public.messages where id = user_message.id;
@@ -801,14 +809,15 @@ begin
     after_id := split_part(after, '-', 2)::bigint;
   end if;
   with found as (
-    select c, row_number() over (order by relay_v0.updated_at(c) desc, c.id desc) as at
+    select c, u.updated_at, row_number() over (order by u.updated_at desc, c.id desc) as at
     from public.conversations c
-    where c.user_id = uid and (relay_v0.updated_at(c), c.id) < (after_time, after_id)
-    order by relay_v0.updated_at(c) desc, c.id desc limit page_len + 1
+      cross join lateral (select coalesce(c.last_message_at, c.created_at, 'epoch') as updated_at) u
+    where c.user_id = uid and (u.updated_at, c.id) < (after_time, after_id)
+    order by u.updated_at desc, c.id desc limit page_len + 1
   )
   select jsonb_build_object(
     'data', coalesce(jsonb_agg(relay_v0.conversation_json(c) order by at) filter (where at <= page_len), '[]'),
-    'next', max((extract(epoch from relay_v0.updated_at(c)) * 1000000)::bigint || '-' || (c).id)
+    'next', max((extract(epoch from updated_at) * 1000000)::bigint || '-' || (c).id)
       filter (where at = page_len and (select count(*) from found) > page_len))
     into page from found;
   return page;
@@ -830,6 +839,7 @@ declare
   args alias for $1;
   uid uuid := relay_v0.caller();
   conversation public.conversations;
+  message_ids integer[];
   head_id integer;
   path jsonb;
   messages jsonb;
@@ -840,25 +850,28 @@ begin
   if not found then
     perform relay_v0.refuse(404, 'conversation_not_found');
   end if;
-  -- All variants in one pass, and not message by message.
-  with story as materialized (
-    select m.*, lag(m.id) over (order by m.t nulls first, m.id) as parent_id from public.messages m
-    where m.conversation_id = conversation.id and m.user_id = uid
-  ), variants as (
-    select v.message_id, jsonb_agg(relay_v0.variant_json(v) order by v.is_own desc, v.t nulls first, v.id) as list,
+  message_ids := array(
+    select m.id from public.messages m where m.conversation_id = conversation.id and m.user_id = uid);
+  -- Messages and their variants in one pass, without a join that could be planned badly: an own text stands for its
+  -- message.
+  with messages as (
+    select v.message_id as id, (array_agg(v.t) filter (where v.is_own))[1] as t,
+      bool_or(v.is_user_author) filter (where v.is_own) as is_user_author,
+      jsonb_agg(v.json order by v.is_own desc, v.t nulls first, v.id) as variants,
       (array_agg(v.id order by v.is_own, v.t desc nulls last, v.id desc) filter (where v.can_be_active))[1] as active_id
-    from relay_v0.variants v
-    where v.user_id = uid and v.message_id = any (array(select s.id from story s))
+    from relay_v0.variants v where v.user_id = uid and v.message_id = any (message_ids)
     group by v.message_id
+  ), story as (
+    select m.*, lag(m.id) over (order by m.t nulls first, m.id) as parent_id from messages m
   )
   select coalesce(jsonb_agg(s.id order by s.t nulls first, s.id), '[]'),
       (array_agg(s.id order by s.t desc nulls last, s.id desc))[1],
       coalesce(jsonb_agg(jsonb_build_object(
         'id', s.id, 'parent_id', s.parent_id, 'role', case when s.is_user_author then 'user' else 'assistant' end,
-        'active_variant_id', v.active_id, 'created_at', coalesce(s.t, 'epoch'), 'variants', v.list)
+        'active_variant_id', s.active_id, 'created_at', coalesce(s.t, 'epoch'), 'variants', s.variants)
         order by s.t nulls first, s.id), '[]')
     into path, head_id, messages
-    from story s join variants v on v.message_id = s.id;
+    from story s;
   -- Replies that are being written have no rows yet.
   select coalesce(jsonb_agg(jsonb_build_object(
       'id', g.message_id, 'parent_id', head_id, 'role', 'assistant', 'active_variant_id', null,
@@ -971,8 +984,8 @@ begin
     where a.parent_message_id = message.id and a.user_id = uid and a.is_active;
   insert into public.message_alternatives (conversation_id, parent_message_id, content, t, is_user_author, is_active,
     is_streaming, is_complete, user_id)
-  values (message.conversation_id, message.id, args ->> 'content', clock_timestamp(), message.is_user_author, true, false,
-    true, uid);
+  values (message.conversation_id, message.id, args ->> 'content', clock_timestamp(), message.is_user_author, true,
+    false, true, uid);
   return relay_v0.message_json(message);
 end
 $$;
@@ -997,7 +1010,8 @@ begin
   message := relay_v0.lock_message(uid, (args ->> 'message_id')::bigint);
   doomed := array(
     select m.id from public.messages m
-    where m.conversation_id = message.conversation_id and m.user_id = uid and not relay_v0.comes_before(m, message));
+    where m.conversation_id = message.conversation_id and m.user_id = uid
+      and (coalesce(m.t, '-infinity'), m.id) >= (coalesce(message.t, '-infinity'), message.id));
   -- A reply that is being written will come after everything.
   if exists (
     select from relay_v0.generations g

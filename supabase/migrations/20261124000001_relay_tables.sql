@@ -59,7 +59,7 @@ create table public.relay_messages (
 comment on table public.relay_messages is 'Nodes of a story''s tree.';
 comment on column public.relay_messages.active_variant_id is 'The variant that the story shows.';
 create index relay_messages_by_user on public.relay_messages (user_id, conversation_id, id);
-create index relay_messages_by_parent on public.relay_messages (parent_id, conversation_id);
+create index relay_messages_by_parent on public.relay_messages (parent_id, user_id);
 create index relay_messages_by_active_variant on public.relay_messages (active_variant_id, id);
 
 create table public.relay_variants (

@@ -124,19 +124,20 @@ end
 $$;
 comment on function relay.resolve_bot is 'The bot that answers.';
 
--- Walked from the end, so that what it costs depends on the bot's context and not on the story's length.
+-- Walked from the end, so that what it costs depends on the bot's context and not on the story's length. Each step is a
+-- look-up by itself (lateral, with a limit), so that no plan, however old its statistics, reads all messages of a user.
 create function relay.path_above(uid uuid, end_id bigint, room bigint) returns jsonb
 language sql stable set search_path = '' as $$
   with recursive path as (
-    select m.parent_id, m.role, v.content, 1 as depth, coalesce(char_length(v.content), 0)::bigint as taken
-    from public.relay_messages m left join public.relay_variants v on v.id = m.active_variant_id
-    where m.id = end_id and m.user_id = uid
+    select end_id as parent_id, null::text as role, null::text as content, 0 as depth, 0::bigint as taken
     union all
-    select m.parent_id, m.role, v.content, p.depth + 1, p.taken + coalesce(char_length(v.content), 0)
-    from path p
-      join public.relay_messages m on m.id = p.parent_id and m.user_id = uid
-      left join public.relay_variants v on v.id = m.active_variant_id
-    where p.taken + coalesce(char_length(v.content), 0) <= room
+    select m.parent_id, m.role, m.content, p.depth + 1, p.taken + m.len
+    from path p cross join lateral (
+      select m.parent_id, m.role, v.content, coalesce(char_length(v.content), 0) as len
+      from public.relay_messages m left join public.relay_variants v on v.id = m.active_variant_id
+      where m.id = p.parent_id and m.user_id = uid limit 1
+    ) m
+    where p.taken = 0 or p.taken + m.len <= room
   )
   select coalesce(jsonb_agg(jsonb_build_object('role', role, 'content', content) order by depth desc), '[]')
   from path where content is not null

@@ -48,13 +48,15 @@ end
 $$;
 comment on function relay.bot_of is 'The user''s bot.';
 
--- The message and all below it.
+-- The message and all below it, each message's children looked up by themselves, as in relay.path_above.
 create function relay.subtree(uid uuid, root_id bigint) returns setof bigint
 language sql stable set search_path = '' as $$
   with recursive subtree (id) as (
     select root_id
     union all
-    select m.id from public.relay_messages m join subtree s on m.parent_id = s.id where m.user_id = uid
+    select m.id from subtree s cross join lateral (
+      select m.id from public.relay_messages m where m.parent_id = s.id and m.user_id = uid offset 0
+    ) m
   )
   select id from subtree
 $$;
@@ -127,29 +129,16 @@ begin
   if not found then
     perform relay.refuse(404, 'conversation_not_found');
   end if;
-  with recursive path_up as (
-    select m.id, m.parent_id, 1 as depth from public.relay_messages m
-    where m.id = conversation.head_id and m.user_id = uid
+  with recursive path_up (id, depth) as (
+    select conversation.head_id, 0
     union all
-    select m.id, m.parent_id, p.depth + 1 from path_up p
-      join public.relay_messages m on m.id = p.parent_id and m.user_id = uid
+    select m.parent_id, p.depth + 1 from path_up p cross join lateral (
+      select m.parent_id from public.relay_messages m where m.id = p.id and m.user_id = uid limit 1
+    ) m
   )
-  select coalesce(jsonb_agg(p.id order by p.depth desc), '[]') into path from path_up p;
-  -- All variants in one pass, and not message by message.
-  with variants as (
-    select v.message_id, jsonb_agg(relay.variant_json(v, g.stream_id) order by v.id) as list
-    from public.relay_messages m
-      join public.relay_variants v on v.message_id = m.id and v.user_id = m.user_id
-      left join public.relay_generations g on g.variant_id = v.id
-    where m.user_id = uid and m.conversation_id = conversation.id
-    group by v.message_id
-  )
-  select coalesce(jsonb_agg(jsonb_build_object(
-      'id', m.id, 'parent_id', m.parent_id, 'role', m.role, 'active_variant_id', m.active_variant_id,
-      'created_at', m.created_at, 'variants', coalesce(v.list, '[]')) order by m.id), '[]')
-    into messages
-    from public.relay_messages m left join variants v on v.message_id = m.id
-    where m.user_id = uid and m.conversation_id = conversation.id;
+  select coalesce(jsonb_agg(p.id order by p.depth desc) filter (where p.id is not null), '[]') into path from path_up p;
+  select coalesce(jsonb_agg(relay.message_json(m) order by m.id), '[]') into messages
+    from public.relay_messages m where m.user_id = uid and m.conversation_id = conversation.id;
   return relay.conversation_json(conversation) || jsonb_build_object('path', path, 'messages', messages);
 end
 $$;

@@ -1,5 +1,6 @@
 //! A real server that speaks PostgREST's protocol over a database of the tests, and calls to it as anybody may make them.
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use http::{Method, header};
@@ -38,7 +39,8 @@ impl Postgrest {
     pub(crate) fn on(database: &Database) -> Self {
         let port = free_port();
         let log = std::env::temp_dir().join(format!("relay-postgrest-{port}.log"));
-        let binary = crate::database::file("target/tools/bin/postrust");
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let binary = target.join("tools/bin/postrust");
         let env = [
             ("SERVER", binary.to_str().unwrap()),
             ("LOG", log.to_str().unwrap()),

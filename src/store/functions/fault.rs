@@ -66,7 +66,8 @@ impl Fault {
                 Self::NotDone(told(), None)
             }
             _ if sqlstate.starts_with("08") => Self::Unknown(told()),
-            "42883" | "3F000" => Self::Broken(format!(
+            // No such function, schema or role.
+            "42883" | "3F000" | "22023" => Self::Broken(format!(
                 "{}. Apply the migrations: `storytellr-relay migrate`, or `supabase db push`.",
                 told()
             )),

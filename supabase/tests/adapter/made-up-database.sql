@@ -100,7 +100,8 @@ select case when s.chance % 41 = 0 then m.conversation_id % pg_temp.conversation
     else timestamptz '2025-05-01 00:00+00' + (4 - k) * interval '1 minute' end,
   m.is_user_author, (array[true, true, false, null])[s.chance % 4 + 1], s.chance % 6 = 0, s.chance % 6 <> 0,
   case when s.chance % 7 <> 0 then 'reroll-' || 1750000000000 + m.id / 3 end,
-  case when s.chance % 31 = 0 then null else m.user_id end
+  case when s.chance % 31 = 0 then null when s.chance % 37 = 0 then pg_temp.user_of(m.conversation_id + 1)
+    else m.user_id end
 from public.messages m
   cross join generate_series(1, 3) k
   cross join lateral (select pg_temp.chance('s' || m.id || '.' || k, 10000) as chance) s

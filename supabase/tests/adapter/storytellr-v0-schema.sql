@@ -1,7 +1,7 @@
 -- Storytellr's present tables as far as the relay has to do with them, to test `supabase/adapters/` on.
 --
--- Columns as the app has them, policies as they are usual: the owner may do everything with their rows. The tables around
--- them are here for their keys alone. Foreign keys have no actions, as in the app.
+-- Columns as the app has them, policies as they are usual: the owner may do everything with their rows. The tables
+-- around them are here for their keys alone. Foreign keys have no actions, as in the app.
 
 begin;
 
@@ -87,7 +87,9 @@ do $$
 declare
   name text;
 begin
-  foreach name in array array['characters', 'personas', 'bots', 'conversations', 'messages', 'message_alternatives'] loop
+  foreach name in array
+    array['characters', 'personas', 'bots', 'conversations', 'messages', 'message_alternatives']
+  loop
     execute format('create policy select_own on public.%I for select using (auth.uid() = user_id)', name);
     execute format('create policy insert_own on public.%I for insert with check (auth.uid() = user_id)', name);
     execute format('create policy update_own on public.%I for update using (auth.uid() = user_id)', name);

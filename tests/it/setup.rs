@@ -1,0 +1,218 @@
+//! Setting up: `migrate` and `check` as an operator runs them, the policies' own tests, and a pooler before the database.
+
+use std::process::{Command, Output};
+
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::database::{Cluster, Database, Server, file, free_port};
+use crate::postgrest::Postgrest;
+use crate::provider::{Provider, Script};
+use crate::relay::{self, ISSUER, SECRET, TestRelay};
+
+fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_storytellr-relay"));
+    command.args(arguments).env_clear().envs(env.iter().copied()).output().unwrap()
+}
+
+/// What `check` prints with those settings, and whether all is well.
+async fn check(env: &[(&str, &str)]) -> (bool, String) {
+    check_with(&["check"], env).await
+}
+
+async fn check_with(arguments: &[&str], env: &[(&str, &str)]) -> (bool, String) {
+    let own = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>();
+    let arguments = own(arguments);
+    let env: Vec<_> =
+        env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    // The servers that it asks are tasks of this process.
+    let output = tokio::task::spawn_blocking(move || {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let env: Vec<_> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        run(&arguments, &env)
+    });
+    let output = output.await.unwrap();
+    (output.status.success(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[tokio::test]
+async fn a_plain_postgres_is_migrated_once() {
+    let database = Cluster::start().database().await;
+    let said = database.migrate();
+    assert!(said.contains("plain Postgres") && said.contains("applied: "), "{said}");
+    let again = database.migrate();
+    assert!(!again.contains("applied: ") && again.contains("was there: "), "{again}");
+    assert!(again.contains("ready"), "{again}");
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_changes_nothing() {
+    let database = Cluster::start().database().await;
+    database
+        .admin()
+        .await
+        .batch_execute("create table public.relay_variants (mine text)")
+        .await
+        .unwrap();
+    let url = database.url("postgres");
+    let output = run(&["migrate"], &[("RELAY_DATABASE_URL", &url)]);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && errors.contains("nothing was changed"), "{errors}");
+    assert!(errors.contains("relay_variants"), "{errors}");
+    let tables = database.count("select count(*) from pg_tables where tablename like 'relay%' or schemaname = 'supabase_migrations'").await;
+    assert_eq!(tables, 1);
+    let output = run(&["migrate"], &[("RELAY_DATABASE_URL", "sqlite:x.db")]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("RELAY_DATABASE_URL must be"));
+}
+
+#[tokio::test]
+async fn policies_pass_their_own_tests() {
+    let database = Database::migrated().await;
+    database.admin().await.batch_execute("create extension pgtap").await.unwrap();
+    let folder = std::fs::read_dir(file("supabase/tests/database")).unwrap();
+    let paths = folder.map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "sql")).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    for test in files {
+        let said = database.psql(&["--file", test.to_str().unwrap()]);
+        let is_planned = said.lines().any(|line| line.starts_with("1.."));
+        let is_fine =
+            said.lines().filter(|line| !line.starts_with('#')).all(|line| !line.contains("not ok"));
+        assert!(
+            is_planned && is_fine && !said.contains("# Looks like"),
+            "{}: {said}",
+            test.display()
+        );
+    }
+}
+
+#[tokio::test]
+async fn check_says_that_all_is_well() {
+    let (provider, database) = (Provider::start().await, Database::shared().await);
+    provider.always(
+        Script::answer(200, "content-type: application/json\r\n").raw(br#"{"data": []}"#).end(),
+    );
+    let (providers, url) = (format!("scripted={}", provider.base_url()), database.url("relay"));
+    let rest = format!("http://127.0.0.1:{}", Postgrest::shared().await);
+    let common = [
+        ("SUPABASE_JWT_SECRET", SECRET),
+        ("RELAY_JWT_ISSUERS", ISSUER),
+        ("RELAY_PROVIDERS", providers.as_str()),
+        ("SCRIPTED_API_KEY", "sk-canary"),
+    ];
+    for store in [("RELAY_DATABASE_URL", url.as_str()), ("SUPABASE_REST_URL", rest.as_str())] {
+        let (is_well, said) = check(&[&common[..], &[store]].concat()).await;
+        assert!(is_well, "{said}");
+        for line in [
+            "ok    settings",
+            "ok    database",
+            "ok    token",
+            "database accepts it",
+            "ok    provider",
+        ] {
+            assert!(said.contains(line), "{line} in {said}");
+        }
+        assert!(
+            !said.contains("WRONG") && !said.contains("canary") && !said.contains("eyJ"),
+            "{said}"
+        );
+    }
+    let head = provider.last_request().head;
+    assert!(head.starts_with("GET /v1/models ") && head.contains("Bearer sk-canary"), "{head}");
+}
+
+#[tokio::test]
+async fn check_says_what_is_wrong_and_what_to_do() {
+    let (provider, database) = (Provider::start().await, Cluster::start().database().await);
+    provider.always(Script::answer(401, "").end());
+    let (providers, url) = (format!("scripted={}", provider.base_url()), database.url("postgres"));
+    let keys = format!("{}/jwks", provider.base_url());
+    let env = [
+        ("SUPABASE_JWT_SECRET", SECRET),
+        ("SUPABASE_JWKS_URL", keys.as_str()),
+        ("RELAY_JWT_ISSUERS", ISSUER),
+        ("RELAY_PROVIDERS", providers.as_str()),
+        ("SCRIPTED_API_KEY", "sk-canary"),
+        ("RELAY_DATABASE_URL", url.as_str()),
+    ];
+    let expired = json!({"exp": 1, "sub": Uuid::now_v7(), "aud": "authenticated", "role": "authenticated", "iss": ISSUER});
+    let (is_well, said) = check_with(&["check", "--token", &relay::token(&expired)], &env).await;
+    assert!(!is_well);
+    for (part, advice) in [
+        ("key set", "SUPABASE_JWKS_URL"),
+        ("database", "migrat"),
+        ("token", "Refresh"),
+        ("provider", "Set another"),
+    ] {
+        let line = said.lines().find(|line| line.starts_with(&format!("WRONG {part}")));
+        assert!(line.is_some_and(|line| line.contains(advice)), "{part} in {said}");
+    }
+    assert!(!said.contains("canary"));
+    let (is_well, said) = check(&[("RELAY_DRAIN", "soon")]).await;
+    assert!(!is_well && said.contains("RELAY_DRAIN") && said.contains("SUPABASE_URL"), "{said}");
+}
+
+/// PgBouncer, which hands a connection to whoever comes next after each transaction.
+fn pooler(database: &Database, port: u16) -> Server {
+    const SERVE: &str = r#"
+        set -eu
+        as=""
+        if [ "$(id -u)" = 0 ]; then chown -R postgres "$FOLDER"; as="setpriv --reuid=postgres --regid=postgres --clear-groups"; fi
+        $as /usr/sbin/pgbouncer -q "$FOLDER/pgbouncer.ini" >"$FOLDER/log" 2>&1 &
+        server=$!
+        tries=0
+        until pg_isready -q -h 127.0.0.1 -p "$PORT"; do
+            tries=$((tries + 1))
+            [ $tries -lt 400 ] && kill -0 $server || { cat "$FOLDER/log" >&2; exit 1; }
+            sleep 0.05
+        done
+        echo ready
+        read -r _ || true
+        kill $server
+        wait $server 2>/dev/null || true
+        rm -rf "$FOLDER"
+    "#;
+    let folder = tempfile::TempDir::with_prefix("relay-pgbouncer-").unwrap().keep();
+    let settings = format!(
+        "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+         unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 100\n",
+        database.port()
+    );
+    // With `any` everybody is logged in as the user whom the database's line names.
+    let settings = settings.replace("* = host", "* = user=relay host");
+    std::fs::write(folder.join("pgbouncer.ini"), settings).unwrap();
+    Server::start(SERVE, &[("FOLDER", folder.to_str().unwrap()), ("PORT", &port.to_string())])
+}
+
+#[tokio::test]
+async fn a_pooler_that_hands_out_connections_by_transaction_mixes_nothing_up() {
+    let (provider, database) = (Provider::start().await, Database::shared().await);
+    provider.always(Script::telling(&["text"]));
+    let port = free_port();
+    let _pooler = pooler(&database, port);
+    let relay = TestRelay::with(&provider)
+        .env("RELAY_DATABASE_URL", database.url_at("relay", port))
+        .start()
+        .await;
+    let mut stories = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let user = relay.user().await;
+        stories.spawn(async move {
+            let story = user.conversation().await;
+            for page in 0..5 {
+                assert_eq!(user.told(story, &page.to_string()).await["saved"], true);
+            }
+            assert_eq!(user.story(story).await.len(), 10);
+            assert_eq!(
+                user.get("/v1/conversations").await.ok(200)["data"].as_array().unwrap().len(),
+                1
+            );
+        });
+    }
+    while let Some(story) = stories.join_next().await {
+        story.unwrap();
+    }
+    relay.finish().await;
+}
