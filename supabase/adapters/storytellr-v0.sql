@@ -74,7 +74,8 @@ create table if not exists relay_v0.generations (
   error jsonb,
   result jsonb,
   ended_at timestamptz,
-  unique (user_id, stream_id)
+  unique (user_id, stream_id),
+  check ((fingerprint is null) = (expires_at is null))
 );
 create index if not exists generations_by_conversation on relay_v0.generations (conversation_id);
 create index if not exists generations_by_bot on relay_v0.generations (bot_id);
@@ -556,6 +557,11 @@ declare
   bot relay_v0.bots;
   is_repeated boolean := false;
 begin
+  if num_nulls(args ->> 'stream_id', args ->> 'fingerprint', args ->> 'expires_at', kind) > 0
+    or kind not in ('nowhere', 'reply', 'reroll', 'announced')
+  then
+    perform relay_v0.refuse(400, 'invalid_request');
+  end if;
   -- Who has the name? It is asked again if somebody else takes it in this moment.
   loop
     select * into generation from relay_v0.generations g
@@ -569,7 +575,7 @@ begin
       if generation.fingerprint <> args ->> 'fingerprint' then
         perform relay_v0.refuse(409, 'stream_id_reused');
       end if;
-      is_repeated := generation.attempt = (args ->> 'attempt')::uuid and generation.result is null;
+      is_repeated := (generation.attempt = (args ->> 'attempt')::uuid) is true and generation.result is null;
       if not is_repeated then
         return jsonb_build_object('existing', relay_v0.saved_stream(uid, generation.stream_id));
       end if;
@@ -577,8 +583,9 @@ begin
     end if;
     generation := null;
     exit when kind = 'nowhere';
-    insert into relay_v0.generations (user_id, stream_id, fingerprint, attempt)
-      values (uid, args ->> 'stream_id', args ->> 'fingerprint', (args ->> 'attempt')::uuid)
+    insert into relay_v0.generations (user_id, stream_id, fingerprint, attempt, expires_at)
+      values (uid, args ->> 'stream_id', args ->> 'fingerprint', (args ->> 'attempt')::uuid,
+        (args ->> 'expires_at')::timestamptz)
       on conflict (user_id, stream_id) do nothing returning * into generation;
     exit when found;
   end loop;
@@ -749,6 +756,9 @@ begin
     model = coalesce(args ->> 'model', model), result = generation.result, ended_at = clock_timestamp(),
     stream_id = case when is_left then stream_id end
     where id = generation.id;
+  -- Answers that nobody asks for any more.
+  delete from relay_v0.generations g
+    where g.user_id = generation.user_id and g.stream_id is null and g.ended_at < now() - interval '7 days';
   return generation.result;
 end
 $$;
@@ -801,6 +811,9 @@ declare
   after_id bigint := 9223372036854775807;
   page jsonb;
 begin
+  if page_len is null or page_len < 1 then
+    perform relay_v0.refuse(400, 'invalid_request');
+  end if;
   if after is not null then
     if after !~ '^\d{1,16}-\d{1,16}$' then
       perform relay_v0.refuse(400, 'invalid_request');
@@ -1042,7 +1055,7 @@ declare
   after text := args ->> 'after';
   page jsonb;
 begin
-  if after !~ '^\d{1,16}$' then
+  if page_len is null or page_len < 1 or after !~ '^\d{1,16}$' then
     perform relay_v0.refuse(400, 'invalid_request');
   end if;
   with found as (
