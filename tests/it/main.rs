@@ -36,6 +36,7 @@ mod settings;
 mod setup;
 mod shutdown;
 mod stores;
+mod storytellr_v0;
 mod strangers;
 mod streaming;
 mod tenants;
