@@ -70,7 +70,6 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
 
     let (reasoning, content) = writer.texts();
     let usage = usage(&ending, &call, &reasoning, &content).await;
-    let is_saving = rows.is_some();
     let saved = match rows {
         Some(rows) => {
             let finish = finish(
@@ -87,25 +86,27 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
     // Whoever sees the end may ask for the next answer at once.
     drop(permit);
     let mut unread = None;
-    let end = match (ending, saved) {
-        (_, Some(Err(error))) => End::Failed(Failed {
+    let end = match (ending, saved.transpose()) {
+        (_, Err(error)) => End::Failed(Failed {
             failure: Failure::from(&error),
             stream_id: start.stream_id,
             message_id: start.message_id,
             saved: Some(false),
         }),
-        (Ending::Complete(completed, completion), _) => {
+        (Ending::Complete(completed, completion), Ok(saved)) => {
             unread = Some(completion);
             End::Done(Done {
                 finish_reason: Some(completed.finish_reason),
-                ..done(start, is_announced, DoneStatus::Complete, usage, is_saving)
+                ..done(start, is_announced, DoneStatus::Complete, usage, saved)
             })
         }
-        (Ending::Stopped, _) => {
-            End::Done(done(start, is_announced, DoneStatus::Stopped, usage, is_saving))
+        (Ending::Stopped, Ok(saved)) => {
+            End::Done(done(start, is_announced, DoneStatus::Stopped, usage, saved))
         }
-        (Ending::Interrupted, saved) => End::Failed(failed(start, &replay::interrupted(), saved)),
-        (Ending::Failed(error), saved) => End::Failed(failed(start, &error, saved)),
+        (Ending::Interrupted, Ok(saved)) => {
+            End::Failed(failed(start, &replay::interrupted(), saved))
+        }
+        (Ending::Failed(error), Ok(saved)) => End::Failed(failed(start, &error, saved)),
     };
     writer.end(end);
     if let Some(completion) = unread {
@@ -272,32 +273,34 @@ async fn usage(ending: &Ending, call: &Call, reasoning: &str, content: &str) -> 
     counted.await.unwrap_or(Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true })
 }
 
+/// The end of a generation that ended well; `saved` is what became of its rows, if it has any.
 fn done(
     start: Start,
     is_announced: bool,
     status: DoneStatus,
     usage: Usage,
-    is_saving: bool,
+    saved: Option<Finished>,
 ) -> Done {
+    let (message_id, variant_id) =
+        saved.map_or((None, None), |finished| (finished.message_id, finished.variant_id));
     Done {
         stream_id: start.stream_id,
-        message_id: start.message_id.filter(|_| !is_announced),
-        variant_id: start.variant_id,
-        alternative_id: start.variant_id.filter(|_| is_announced),
+        message_id: message_id.filter(|_| !is_announced),
+        variant_id,
+        alternative_id: variant_id.filter(|_| is_announced),
         status,
         finish_reason: None,
         usage,
-        saved: is_saving.then_some(true),
+        saved: saved.map(|_| true),
     }
 }
 
-fn failed(start: Start, error: &Error, saved: Option<Result<Finished, Error>>) -> Failed {
-    let finished = saved.and_then(Result::ok);
+fn failed(start: Start, error: &Error, saved: Option<Finished>) -> Failed {
     Failed {
         failure: Failure::from(error),
         stream_id: start.stream_id,
-        message_id: finished.and_then(|finished| finished.message_id),
-        saved: finished.map(|_| true),
+        message_id: saved.and_then(|finished| finished.message_id),
+        saved: saved.map(|_| true),
     }
 }
 

@@ -189,13 +189,17 @@ impl fmt::Display for StreamId {
 #[error("must be 1 to {STREAM_ID_LEN_MAX} characters of A-Z a-z 0-9 . _ -")]
 pub struct InvalidStreamId;
 
+/// What clients put before a stream id to name the message that it writes. Some have named the stream so as well.
+pub(crate) const TEMP_STREAM: &str = "temp-stream-";
+
 /// What a caller calls a message: its id, or the stream that wrote it, if the caller has not seen it saved yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum MessageRef {
     /// The message with this id.
     Id(MessageId),
-    /// The message that this stream wrote; on the wire `temp-stream-<stream id>`.
+    /// The message that this stream wrote, or the stream with [`TEMP_STREAM`] before its name; on the wire
+    /// `temp-stream-<stream id>`.
     Stream(StreamId),
 }
 
@@ -219,7 +223,7 @@ impl<'de> Deserialize<'de> for MessageRef {
             }
 
             fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<MessageRef, E> {
-                match name.strip_prefix("temp-stream-") {
+                match name.strip_prefix(TEMP_STREAM) {
                     Some(stream_id) => stream_id.parse().map(MessageRef::Stream).map_err(E::custom),
                     None => name
                         .parse()

@@ -190,6 +190,20 @@ mod tests {
         check("mistral", Reasoning::High, &json!({}));
     }
 
+    /// Storytellr's bots have addresses and no providers' names, so the SQL over its tables has to know both.
+    #[test]
+    fn the_sql_over_storytellrs_tables_knows_the_same_providers() {
+        for sql in [
+            include_str!("../../supabase/adapters/storytellr-v0.sql"),
+            include_str!("../../supabase/adapters/storytellr-v0-move.sql"),
+        ] {
+            for habits in KNOWN {
+                let row = format!("('{}', '{}')", habits.name, habits.base_url);
+                assert!(sql.contains(&row), "{row}");
+            }
+        }
+    }
+
     #[test]
     fn every_known_provider_has_its_own_name_and_address() {
         for habits in KNOWN {

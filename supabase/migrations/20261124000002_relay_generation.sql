@@ -73,8 +73,11 @@ declare
   id bigint := (reference ->> 'message_id')::bigint;
 begin
   if reference ->> 'message_stream_id' is not null then
+    -- Clients call the message temp-stream-<stream id>, and some have named the stream so as well.
     select v.message_id into id from public.relay_generations g join public.relay_variants v on v.id = g.variant_id
-      where g.user_id = uid and g.stream_id = reference ->> 'message_stream_id';
+      where g.user_id = uid
+        and g.stream_id in (reference ->> 'message_stream_id', 'temp-stream-' || (reference ->> 'message_stream_id'))
+      order by g.stream_id = reference ->> 'message_stream_id' desc limit 1;
   end if;
   message := relay.message_of(uid, id);
   if message.role <> 'assistant' then

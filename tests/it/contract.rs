@@ -501,6 +501,17 @@ async fn what_a_stream_wrote_is_found_whole(store: Arc<dyn Store>) {
     let by_stream = MessageRef::Stream(request.stream_id);
     let announced = store.announce_reroll(&story.user, &by_stream, None).await.unwrap();
     assert_eq!(announced.message_id, rows.message_id);
+    let place = story.reply(None, "u1");
+    let Begun::New(new) = store
+        .begin(&story.user, &begin_as("temp-stream-7".parse().unwrap(), "one", place))
+        .await
+        .unwrap()
+    else {
+        panic!()
+    };
+    let by_bare_name = MessageRef::Stream("7".parse().unwrap());
+    let announced = store.announce_reroll(&story.user, &by_bare_name, None).await.unwrap();
+    assert_eq!(announced.message_id, new.rows.unwrap().message_id);
 }
 
 async fn bots_are_resolved_in_order(store: Arc<dyn Store>) {

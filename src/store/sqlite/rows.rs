@@ -9,7 +9,9 @@ use sha2::{Digest, Sha256};
 
 use crate::clock;
 use crate::error::{Code, Error};
-use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, UserId, VariantId};
+use crate::id::{
+    BotId, ConversationId, MessageId, MessageRef, StreamId, TEMP_STREAM, UserId, VariantId,
+};
 use crate::store::refusal::refusal;
 use crate::story::{Role, Status};
 
@@ -169,9 +171,9 @@ pub(super) fn referred_message(
         MessageRef::Stream(stream_id) => connection
             .prepare_cached(
                 "select v.message_id from generations g join variants v on v.id = g.variant_id
-                 where g.user_id = ?1 and g.stream_id = ?2",
+                 where g.user_id = ?1 and g.stream_id in (?2, ?3) order by g.stream_id = ?2 desc limit 1",
             )?
-            .query_row(params![user, stream_id], |row| row.get(0))
+            .query_row(params![user, stream_id, format!("{TEMP_STREAM}{stream_id}")], |row| row.get(0))
             .optional()?
             .ok_or_else(|| refusal(Code::MessageNotFound))?,
     };

@@ -101,7 +101,8 @@ insert into public.relay_generations (user_id, attempt, ended_at, result)
     ('owner', '00000000-0000-4000-8000-000000000002', '6 days'),
     ('stranger', '00000000-0000-4000-8000-000000000003', '8 days')) g (whose, attempt, age);
 select is(
-  pg_temp.call('anon', 'relay_finish', jsonb_build_object('write_token', pg_temp.known('owner', 'token'), 'outcome', 'failed')),
+  pg_temp.call('anon', 'relay_finish',
+    jsonb_build_object('write_token', pg_temp.known('owner', 'token'), 'outcome', 'failed')),
   '{"message_id": null, "variant_id": null}', 'a failure without a text leaves nothing');
 select is((select head_id from public.relay_conversations where id = pg_temp.id('owner', 'running_conversation')),
   pg_temp.id('owner', 'running_question'), 'a head that was there moves up');

@@ -63,7 +63,8 @@ create temp table tried as
       ('changes', format('with done as (update %1$s set %2$I = %2$I where user_id = %3$L returning 1)
           select count(*) from done', t, pg_temp.changeable(t), owner),
         case when has_any_column_privilege('authenticated', t, 'update') then 'answer: 0' else denied end),
-      ('deletes from', format('with done as (delete from %s where user_id = %L returning 1) select count(*) from done', t, owner),
+      ('deletes from', format('with done as (delete from %s where user_id = %L returning 1)
+          select count(*) from done', t, owner),
         case when has_table_privilege('authenticated', t, 'delete') then 'answer: 0' else denied end),
       ('adds to', pg_temp.insertion(t, pg_temp.row_of('owner', t), 'user_id'),
         format('42501 new row violates row-level security policy for table "%s"', t))) v (does, statement, refused);

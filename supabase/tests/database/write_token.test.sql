@@ -15,9 +15,9 @@ language sql stable as $$
 $$;
 
 -- What relay_finish answers if the generation has that message and that variant.
-create function pg_temp.rows(message_id bigint, variant_id bigint) returns jsonb
+create function pg_temp.rows(message_id bigint, variant_id bigint) returns text
 language sql immutable as $$
-  select jsonb_build_object('message_id', message_id, 'variant_id', variant_id)
+  select jsonb_build_object('message_id', message_id, 'variant_id', variant_id)::text
 $$;
 
 -- The token of the owner's running generation, and its hash in hexadecimal digits.
@@ -46,7 +46,8 @@ select is(pg_temp.attempt('anon', pg_temp.finish(guess)), 'PT404 stream_not_foun
     ('the name of the stream', pg_temp.known('owner', 'running_stream'))) g (called, guess);
 select is(pg_temp.attempt('anon', 'select public.relay_finish(''{"outcome": "complete", "content": "x"}'')'),
   'PT404 stream_not_found', 'no token: none given');
-select is(pg_temp.attempt('anon', format('select public.relay_finish(%L)', args)), 'PT400 invalid_request', 'no outcome: ' || called)
+select is(pg_temp.attempt('anon', format('select public.relay_finish(%L)', args)), 'PT400 invalid_request',
+    'no outcome: ' || called)
   from secrets, lateral (values
     ('null', null), ('JSON''s null', 'null'), ('a list', '[]'), ('a text', '"x"'), ('nothing', '{}'),
     ('a token alone', jsonb_build_object('write_token', token)::text),
@@ -78,7 +79,7 @@ create temp table others as
 select is(
   pg_temp.call('anon', 'relay_finish', jsonb_build_object('write_token', token, 'outcome', 'complete', 'content', 'the end',
     'variant_id', pg_temp.id('stranger', 'running_variant'), 'message_id', pg_temp.id('stranger', 'running_message'),
-    'stream_id', pg_temp.known('stranger', 'running_stream'), 'user_id', pg_temp.user_of('stranger'))),
+    'stream_id', pg_temp.known('stranger', 'running_stream'), 'user_id', pg_temp.user_of('stranger')))::text,
   pg_temp.rows(pg_temp.id('owner', 'running_message'), pg_temp.id('owner', 'running_variant')),
   'whoever holds the token writes to its rows, whatever else is said') from secrets;
 select results_eq(
@@ -95,7 +96,8 @@ create temp table kept as
   select (select jsonb_agg(v order by v.id) from public.relay_variants v) as variants,
     (select jsonb_agg(c order by c.id) from public.relay_conversations c) as conversations;
 select is(
-    pg_temp.call('anon', 'relay_finish', jsonb_build_object('write_token', token, 'outcome', outcome, 'content', 'other')),
+    pg_temp.call('anon', 'relay_finish',
+      jsonb_build_object('write_token', token, 'outcome', outcome, 'content', 'other'))::text,
     pg_temp.rows(pg_temp.id('owner', 'running_message'), pg_temp.id('owner', 'running_variant')),
     'a token that is used again answers as before: ' || outcome)
   from secrets, unnest(array['complete', 'failed', 'refused']) outcome;
@@ -130,8 +132,9 @@ select matches(
   pg_temp.attempt('stranger', format('update public.relay_generations set user_id = %L where stream_id = ''own-stream-2''',
     pg_temp.user_of('owner'))), '^42501 [^,]*$', 'nor be given to the owner');
 select matches(
-    pg_temp.attempt('stranger', format('insert into public.relay_generations (user_id, stream_id, write_token_hash, variant_id)
-      values (%L, ''x'', sha256(''x''), %s); %s', pg_temp.user_of(whose), pg_temp.id('owner', 'variant'), pg_temp.finish('x'))),
+    pg_temp.attempt('stranger', format(
+      'insert into public.relay_generations (user_id, stream_id, write_token_hash, variant_id) values (%L, %L, %L, %s); %s',
+      pg_temp.user_of(whose), 'x', sha256('x'), pg_temp.id('owner', 'variant'), pg_temp.finish('x'))),
     '^(42501|23503) [^,]*$', 'nor can one be made that writes the owner''s, in the name of the ' || whose)
   from unnest(array['owner', 'stranger']) whose;
 
