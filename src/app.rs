@@ -1,6 +1,9 @@
 //! The relay put together: the one place that knows which adapter stands behind which port.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::auth::{KeySet, Verifier};
 use crate::bot::BotSettings;
@@ -17,6 +20,9 @@ use crate::store::functions::postgres::PostgresFunctions;
 use crate::store::functions::postgrest::PostgrestFunctions;
 use crate::store::sqlite::SqliteStore;
 
+/// How long a start waits for the database's answer.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Opens everything that `config` names.
 ///
 /// # Errors
@@ -24,6 +30,7 @@ use crate::store::sqlite::SqliteStore;
 pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     let store = open_store(&config)?;
     interrupt_orphans(&*store).await?;
+    tell_of_absence(&*store).await;
     if let Database::Postgres(url) = &config.database
         && url.trusts_anybody()
     {
@@ -80,7 +87,17 @@ async fn interrupt_orphans(store: &dyn Store) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whoever may call, asks with the key of whom.
+/// A database that is away, or not set up, keeps nobody from starting: it may come later. But the operator learns of it
+/// before the first reader does.
+async fn tell_of_absence(store: &dyn Store) {
+    match timeout(PING_TIMEOUT, store.ping()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the database cannot be used yet"),
+        Err(_) => tracing::warn!("the database does not answer yet"),
+    }
+}
+
+/// The providers, with the operator's keys.
 pub(crate) fn open_providers(config: &Config) -> Result<Providers, Error> {
     let key = |name: &str| {
         config.provider_keys.iter().find(|(known, _)| known == name).map(|(_, key)| key.clone())

@@ -36,7 +36,17 @@ pub(super) struct Readiness {
 
 /// `GET /readyz`: new work is welcome.
 pub(super) async fn readyz(State(relay): State<Arc<Relay>>) -> (StatusCode, Json<Readiness>) {
-    let is_store_up = matches!(timeout(READY_TIMEOUT, relay.store.ping()).await, Ok(Ok(())));
+    let is_store_up = match timeout(READY_TIMEOUT, relay.store.ping()).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "not ready: the database cannot be used");
+            false
+        }
+        Err(_) => {
+            tracing::warn!("not ready: the database does not answer in time");
+            false
+        }
+    };
     let has_keys = relay.verifier.is_ready();
     let status = match (relay.tasks.is_draining(), is_store_up && has_keys) {
         (true, _) => "draining",

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::database::{Cluster, Database, Server, file, free_port};
 use crate::postgrest::Postgrest;
 use crate::provider::{Provider, Script};
-use crate::relay::{self, ISSUER, SECRET, TestRelay};
+use crate::relay::{self, Answer, ISSUER, SECRET, TestRelay};
 
 fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_storytellr-relay"));
@@ -152,6 +152,24 @@ async fn check_says_what_is_wrong_and_what_to_do() {
     assert!(!said.contains("canary"));
     let (is_well, said) = check(&[("RELAY_DRAIN", "soon")]).await;
     assert!(!is_well && said.contains("RELAY_DRAIN") && said.contains("SUPABASE_URL"), "{said}");
+}
+
+/// Started before its database is set up, a relay says what is missing, and works as soon as it is there.
+#[tokio::test]
+async fn a_relay_may_be_started_before_its_database_is_migrated() {
+    let (provider, database) = (Provider::start().await, Cluster::start().database().await);
+    let relay = TestRelay::with(&provider)
+        .env("RELAY_DATABASE_URL", database.url("postgres"))
+        .start()
+        .await;
+    let ready = || async {
+        Answer::of(relay.client().get(relay.url("/readyz")).send().await.unwrap()).await
+    };
+    assert_eq!(ready().await.json["store"], "down");
+    assert!(relay.log().contains("storytellr-relay migrate"), "{}", relay.log());
+    database.migrate();
+    ready().await.ok(200);
+    relay.finish().await;
 }
 
 /// PgBouncer, which hands a connection to whoever comes next after each transaction.
