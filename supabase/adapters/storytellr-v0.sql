@@ -127,7 +127,7 @@ begin
   execute format(
     $f$
       create or replace function relay_v0.next_message_id() returns bigint
-      language sql volatile set search_path = '' as $q$ select nextval(%L::regclass) $q$
+      language sql volatile set search_path = pg_catalog, pg_temp as $q$ select nextval(%L::regclass) $q$
     $f$,
     (select format('%I.%I', n.nspname, s.relname)
      from pg_class s join pg_namespace n on n.oid = s.relnamespace where s.oid = sequence));
@@ -136,7 +136,7 @@ $$;
 comment on function relay_v0.next_message_id is 'The id of a message that does not exist yet.';
 
 create or replace function relay_v0.refuse(status int, code text) returns void
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   raise exception using errcode = 'PT' || status, message = code;
 end
@@ -144,7 +144,7 @@ $$;
 comment on function relay_v0.refuse is 'Ends the call with an HTTP status and one of the relay''s codes.';
 
 create or replace function relay_v0.caller() returns uuid
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   uid uuid := (select auth.uid());
 begin
@@ -159,13 +159,13 @@ comment on function relay_v0.caller is 'The user whose token this is.';
 -- A message's own text and its alternatives are the variants of one message. On the wire an alternative goes by the id
 -- of its row; own texts are counted from 2^52 on, out of reach of four-byte ids, and safe in JavaScript.
 create or replace function relay_v0.own_variant_id(message_id bigint) returns bigint
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select 4503599627370496 + message_id
 $$;
 comment on function relay_v0.own_variant_id is 'The variant id of the message''s own text.';
 
 create or replace function relay_v0.is_running(generation relay_v0.generations) returns boolean
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select generation.fingerprint is not null and generation.result is null and generation.expires_at > now()
 $$;
 comment on function relay_v0.is_running is 'Whether somebody may be writing it now.';
@@ -249,7 +249,7 @@ revoke all on relay_v0.variants, relay_v0.bots from public, anon, authenticated;
 grant select on relay_v0.variants, relay_v0.bots to authenticated;
 
 create or replace function relay_v0.conversation_of(uid uuid, conversation_id bigint) returns public.conversations
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   conversation public.conversations;
 begin
@@ -265,7 +265,7 @@ comment on function relay_v0.conversation_of is
   'The user''s conversation, locked against other changes until the transaction ends.';
 
 create or replace function relay_v0.message_of(uid uuid, message_id bigint) returns public.messages
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   message public.messages;
 begin
@@ -279,7 +279,7 @@ $$;
 comment on function relay_v0.message_of is 'The user''s message.';
 
 create or replace function relay_v0.lock_message(uid uuid, message_id bigint) returns public.messages
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
   perform relay_v0.conversation_of(uid, (relay_v0.message_of(uid, message_id)).conversation_id);
   -- Again, now that the relay does not delete it.
@@ -293,7 +293,7 @@ comment on function relay_v0.lock_message is
 create or replace function relay_v0.last_message(
   uid uuid, conversation_id bigint, above_t timestamptz default 'infinity', above_id bigint default 9223372036854775807)
 returns public.messages
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select m.* from public.messages m
   where m.conversation_id = last_message.conversation_id and m.user_id = uid
     and (coalesce(m.t, '-infinity'), m.id) < (above_t, above_id)
@@ -302,7 +302,7 @@ $$;
 comment on function relay_v0.last_message is 'The last message of the story, or the last one above that place.';
 
 create or replace function relay_v0.parent_id(message public.messages) returns integer
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select (relay_v0.last_message(
     message.user_id, message.conversation_id, coalesce(message.t, '-infinity'), message.id)).id
 $$;
@@ -310,7 +310,7 @@ comment on function relay_v0.parent_id is 'The message before it.';
 
 -- Clocks of clients may be ahead, and what is added to a story belongs at its end.
 create or replace function relay_v0.next_time(conversation_id bigint) returns timestamptz
-language sql volatile set search_path = '' as $$
+language sql volatile set search_path = pg_catalog, pg_temp as $$
   select greatest(
     clock_timestamp(),
     (select max(m.t) + interval '1 microsecond' from public.messages m
@@ -321,7 +321,7 @@ comment on function relay_v0.next_time is 'The time of a message that is added t
 -- `reference` has either `message_id` or `message_stream_id`, the stream that wrote the message. Storytellr's frontend
 -- calls a message that it has not seen saved yet by a name that may be the stream's whole name, or one made from it.
 create or replace function relay_v0.rerollable_message(uid uuid, reference jsonb) returns public.messages
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   message public.messages;
   name text := reference ->> 'message_stream_id';
@@ -348,13 +348,13 @@ comment on function relay_v0.rerollable_message is
   'The user''s message that the reference means, if another variant of it may be generated.';
 
 create or replace function relay_v0.bot_json(bot relay_v0.bots) returns jsonb
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select to_jsonb(bot) - 'user_id'
 $$;
 comment on function relay_v0.bot_json is 'A bot as the contract has it.';
 
 create or replace function relay_v0.bot_of(uid uuid, bot_id bigint) returns relay_v0.bots
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   bot relay_v0.bots;
 begin
@@ -369,7 +369,7 @@ comment on function relay_v0.bot_of is 'The user''s bot.';
 
 -- The named bot or none; else the first that exists of the bound one, a default, any.
 create or replace function relay_v0.resolve_bot(uid uuid, named bigint, bound bigint) returns relay_v0.bots
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   bot relay_v0.bots;
 begin
@@ -387,7 +387,7 @@ comment on function relay_v0.resolve_bot is 'The bot that answers.';
 -- Read from the end, text by text, and no further than there is room.
 create or replace function relay_v0.path_above(
   uid uuid, conversation_id bigint, above_t timestamptz, above_id bigint, room bigint) returns jsonb
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   message record;
   text_shown text;
@@ -418,7 +418,7 @@ comment on function relay_v0.path_above is
   'The texts of the story above that place, oldest first: the last one, and before it as many as fit the room in characters.';
 
 create or replace function relay_v0.active_variant_id(uid uuid, message_id bigint) returns bigint
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select v.id from relay_v0.variants v
   where v.user_id = uid and v.message_id = active_variant_id.message_id and v.can_be_active
   order by v.is_own, v.t desc nulls last, v.id desc limit 1
@@ -426,7 +426,7 @@ $$;
 comment on function relay_v0.active_variant_id is 'The variant of the message that the story shows.';
 
 create or replace function relay_v0.message_json(message public.messages) returns jsonb
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object(
     'id', message.id,
     'parent_id', relay_v0.parent_id(message),
@@ -440,7 +440,7 @@ $$;
 comment on function relay_v0.message_json is 'A message with its variants as the contract has it.';
 
 create or replace function relay_v0.conversation_json(conversation public.conversations) returns jsonb
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object(
     'id', conversation.id, 'title', conversation.title, 'bot_id', conversation.bot_id,
     'head_id', (relay_v0.last_message(conversation.user_id, conversation.id)).id,
@@ -452,7 +452,7 @@ comment on function relay_v0.conversation_json is 'A conversation as the contrac
 -- A reply that is being written has no row yet, but it has a name and a state. Streams of the Python relay are known
 -- only by their rows.
 create or replace function relay_v0.saved_stream(uid uuid, stream_id text) returns jsonb
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   generation relay_v0.generations;
   variant relay_v0.variants;
@@ -506,7 +506,7 @@ comment on function relay_v0.saved_stream is 'What is saved of the user''s strea
 
 -- Gives the write token of the generation out, in place of the one that was given out before.
 create or replace function relay_v0.give_write_token(generation_id bigint) returns text
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   -- Two random UUIDs have 244 bits of the operating system's randomness.
   token text := replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
@@ -520,7 +520,7 @@ comment on function relay_v0.give_write_token is
 
 -- As the Python relay left them.
 create or replace function relay_v0.insert_alternative(message public.messages, stream_id text) returns integer
-language sql volatile set search_path = '' as $$
+language sql volatile set search_path = pg_catalog, pg_temp as $$
   insert into public.message_alternatives (conversation_id, parent_message_id, content, t, is_user_author, is_active,
     is_streaming, is_complete, stream_id, user_id)
   values (message.conversation_id, message.id, '', clock_timestamp(), false, true, true, false, stream_id,
@@ -530,7 +530,7 @@ $$;
 comment on function relay_v0.insert_alternative is 'An alternative that nobody has written yet.';
 
 create or replace function relay_v0.is_gone(generation relay_v0.generations) returns boolean
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select case
     when generation.alternative_id is not null then not exists (
       select from public.message_alternatives a
@@ -543,7 +543,7 @@ $$;
 comment on function relay_v0.is_gone is 'Whether what it wrote, or was to write, has been deleted.';
 
 create or replace function public.relay_begin(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -673,7 +673,7 @@ comment on function public.relay_begin is
 -- Runs as its owner: it has to work after the user's token has expired, and the write token says which rows it may
 -- touch. The app's triggers see the user all the same, as they did when the Python relay wrote with the user's token.
 create or replace function public.relay_finish(jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   outcome text := args ->> 'outcome';
@@ -766,13 +766,13 @@ comment on function public.relay_finish is
   'Ends the generation that the write token was given out for, once; repeated, it answers as the first time. Needs no user. {write_token, outcome, content, reasoning, finish_reason, usage, failure, model} → {message_id, variant_id}.';
 
 create or replace function public.relay_find_stream(jsonb) returns jsonb
-language sql stable security invoker set search_path = '' as $$
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $$
   select relay_v0.saved_stream(relay_v0.caller(), $1 ->> 'stream_id')
 $$;
 comment on function public.relay_find_stream is 'What is saved of a stream. {stream_id} → the stream or null.';
 
 create or replace function public.relay_announce_reroll(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -801,7 +801,7 @@ comment on function public.relay_announce_reroll is
   'The first half of the two-step reroll. {message_id or message_stream_id, conversation_id} → {variant_id, message_id, conversation_id, stream_id}.';
 
 create or replace function public.relay_list_conversations(jsonb) returns jsonb
-language plpgsql stable security invoker set search_path = '' as $$
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -840,14 +840,14 @@ comment on function public.relay_list_conversations is
   'The user''s conversations, the most recently changed first. {after, limit} → {data, next}.';
 
 create or replace function public.relay_create_conversation(jsonb) returns jsonb
-language sql volatile security invoker set search_path = '' as $$
+language sql volatile security invoker set search_path = pg_catalog, pg_temp as $$
   select to_jsonb(relay_v0.refuse(400, 'unsupported'))
 $$;
 comment on function public.relay_create_conversation is
   'Refuses: a conversation needs a persona, which only the app knows.';
 
 create or replace function public.relay_tree(jsonb) returns jsonb
-language plpgsql stable security invoker set search_path = '' as $$
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -904,7 +904,7 @@ comment on function public.relay_tree is
   'The whole story of a conversation. {id} → the conversation, its path and its messages, those that are being written at the end.';
 
 create or replace function public.relay_patch_conversation(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -934,7 +934,7 @@ comment on function public.relay_patch_conversation is
   'Changes what the patch names and nothing else. {id, patch: {title, bot_id, head_id}} → the conversation.';
 
 create or replace function public.relay_delete_conversation(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -961,7 +961,7 @@ $$;
 comment on function public.relay_delete_conversation is 'Removes a conversation with all its messages. {id} → null.';
 
 create or replace function public.relay_select_variant(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -987,7 +987,7 @@ comment on function public.relay_select_variant is
   'Makes a variant the one that the story shows. {message_id, variant_id} → the message.';
 
 create or replace function public.relay_write_variant(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -1006,7 +1006,7 @@ comment on function public.relay_write_variant is
   'Adds a variant written by hand, complete and active. {message_id, content} → the message.';
 
 create or replace function public.relay_delete_message(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -1047,7 +1047,7 @@ $$;
 comment on function public.relay_delete_message is 'Removes a message and all after it. {message_id} → null.';
 
 create or replace function public.relay_list_bots(jsonb) returns jsonb
-language plpgsql stable security invoker set search_path = '' as $$
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay_v0.caller();
@@ -1072,31 +1072,31 @@ $$;
 comment on function public.relay_list_bots is 'The user''s bots, oldest first. {after, limit} → {data, next}.';
 
 create or replace function public.relay_read_bot(jsonb) returns jsonb
-language sql stable security invoker set search_path = '' as $$
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $$
   select relay_v0.bot_json(relay_v0.bot_of(relay_v0.caller(), ($1 ->> 'id')::bigint))
 $$;
 comment on function public.relay_read_bot is 'One of the user''s bots. {id} → the bot.';
 
 create or replace function public.relay_create_bot(jsonb) returns jsonb
-language sql volatile security invoker set search_path = '' as $$
+language sql volatile security invoker set search_path = pg_catalog, pg_temp as $$
   select to_jsonb(relay_v0.refuse(400, 'unsupported'))
 $$;
 comment on function public.relay_create_bot is 'Refuses: bots are made in the app.';
 
 create or replace function public.relay_update_bot(jsonb) returns jsonb
-language sql volatile security invoker set search_path = '' as $$
+language sql volatile security invoker set search_path = pg_catalog, pg_temp as $$
   select to_jsonb(relay_v0.refuse(400, 'unsupported'))
 $$;
 comment on function public.relay_update_bot is 'Refuses: bots are changed in the app.';
 
 create or replace function public.relay_delete_bot(jsonb) returns jsonb
-language sql volatile security invoker set search_path = '' as $$
+language sql volatile security invoker set search_path = pg_catalog, pg_temp as $$
   select to_jsonb(relay_v0.refuse(400, 'unsupported'))
 $$;
 comment on function public.relay_delete_bot is 'Refuses: bots are deleted in the app.';
 
 create or replace function public.relay_version(jsonb) returns jsonb
-language sql stable security invoker set search_path = '' as $$
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object('version', 1)
 $$;
 comment on function public.relay_version is 'Which version of the contract these functions are. {} → {version}.';

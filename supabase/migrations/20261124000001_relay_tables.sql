@@ -12,8 +12,8 @@ create table public.relay_bots (
   base_url text,
   system_prompt text not null default '',
   temperature double precision,
-  max_tokens bigint,
-  context_size bigint not null default 10000,
+  max_tokens bigint check (max_tokens between 0 and 4294967295),
+  context_size bigint not null default 10000 check (context_size between 0 and 4294967295),
   reasoning text check (reasoning in ('off', 'minimal', 'low', 'medium', 'high')),
   show_reasoning boolean not null default false,
   is_default boolean not null default false,
@@ -77,6 +77,7 @@ create table public.relay_variants (
   error jsonb,
   created_at timestamptz not null default now(),
   expires_at timestamptz,
+  check (status <> 'streaming' or expires_at is not null),
   unique (id, message_id),
   unique (id, user_id),
   foreign key (message_id, user_id) references public.relay_messages (id, user_id) on delete cascade,
@@ -88,6 +89,7 @@ comment on column public.relay_variants.expires_at is
 create index relay_variants_by_user on public.relay_variants (user_id, message_id, id);
 create index relay_variants_by_message on public.relay_variants (message_id, user_id);
 create index relay_variants_by_bot on public.relay_variants (bot_id, user_id);
+create index relay_variants_streaming on public.relay_variants (user_id) where status = 'streaming';
 
 alter table public.relay_conversations
   add foreign key (head_id, id) references public.relay_messages (id, conversation_id) on delete set null (head_id);
@@ -122,7 +124,7 @@ comment on column public.relay_generations.attempt is
 comment on column public.relay_generations.previous_head_id is
   'Where the head was before the user''s message, in case the turn is refused.';
 comment on column public.relay_generations.result is 'What relay_finish answered.';
-create index relay_generations_by_variant on public.relay_generations (variant_id, user_id);
+create unique index relay_generations_by_variant on public.relay_generations (variant_id, user_id);
 create index relay_generations_by_user_message on public.relay_generations (user_message_id, user_id);
 
 -- Everybody's own rows, and nobody else's. The functions run as their caller, under these.
@@ -138,19 +140,44 @@ create policy relay_conversations_of_their_user on public.relay_conversations
   for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
 create policy relay_messages_of_their_user on public.relay_messages
   for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
+-- Parents are older, so that nobody makes a tree with a circle in it, which the functions would walk for ever.
+create policy relay_messages_below_older_ones on public.relay_messages as restrictive
+  for insert to authenticated with check (parent_id is null or parent_id < id);
 create policy relay_variants_of_their_user on public.relay_variants
   for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
 create policy relay_generations_of_their_user on public.relay_generations
   for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
 
--- Nothing is left to default privileges, which differ from project to project.
+-- Nothing is left to default privileges, which differ from project to project. The functions run as their caller, so the
+-- caller may do to the tables what they do, and nothing else: ids, owners, parents and texts are never changed by hand.
 revoke all on public.relay_bots, public.relay_conversations, public.relay_messages, public.relay_variants,
   public.relay_generations from public, anon, authenticated;
-grant select, insert, update, delete on public.relay_bots, public.relay_conversations, public.relay_messages,
-  public.relay_variants to authenticated;
-grant select, insert, update on public.relay_generations to authenticated;
+grant select on public.relay_bots, public.relay_conversations, public.relay_messages, public.relay_variants,
+  public.relay_generations to authenticated;
+grant insert (user_id, name, provider, model, base_url, system_prompt, temperature, max_tokens, context_size, reasoning,
+    show_reasoning, is_default),
+  update (name, provider, model, base_url, system_prompt, temperature, max_tokens, context_size, reasoning,
+    show_reasoning, is_default, updated_at),
+  delete on public.relay_bots to authenticated;
+grant insert (user_id, title, bot_id), update (title, bot_id, head_id, updated_at), delete
+  on public.relay_conversations to authenticated;
+grant insert (conversation_id, user_id, parent_id, role, created_at), update (active_variant_id), delete
+  on public.relay_messages to authenticated;
+grant insert (message_id, user_id, content, status, created_at), update (status, bot_id, model, expires_at)
+  on public.relay_variants to authenticated;
+grant insert (user_id, stream_id, fingerprint, attempt, variant_id, is_announced),
+  update (stream_id, fingerprint, attempt, write_token_hash, variant_id, user_message_id, previous_head_id)
+  on public.relay_generations to authenticated;
 do $$
+declare
+  sequence regclass;
 begin
+  for sequence in
+    select c.oid::regclass from pg_class c
+    where c.relnamespace = 'public'::regnamespace and c.relkind = 'S' and c.relname like 'relay\_%'
+  loop
+    execute format('revoke all on sequence %s from public, anon, authenticated', sequence);
+  end loop;
   -- Where there are accounts, what belongs to one goes with it.
   if to_regclass('auth.users') is not null then
     alter table public.relay_bots add foreign key (user_id) references auth.users (id) on delete cascade;

@@ -3,6 +3,9 @@
 -- Every function of the contract takes one unnamed jsonb and returns jsonb: PostgREST passes the request's body as it is.
 -- What is refused is raised as PTxyz, which PostgREST answers as status xyz, with one of the relay's codes as message.
 
+-- Every function names its schemas and looks in no other. `pg_temp` is named last because, not named, it comes first: types
+-- that a session made would pass for Postgres' own, also in the one function that runs as its owner.
+
 -- Helpers, in a schema that no API exposes.
 create schema relay;
 comment on schema relay is 'What the functions of Storytellr Relay share. Not for the API.';
@@ -10,7 +13,7 @@ revoke all on schema relay from public;
 grant usage on schema relay to authenticated;
 
 create function relay.refuse(status int, code text) returns void
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   raise exception using errcode = 'PT' || status, message = code;
 end
@@ -18,7 +21,7 @@ $$;
 comment on function relay.refuse is 'Ends the call with an HTTP status and one of the relay''s codes.';
 
 create function relay.caller() returns uuid
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   uid uuid := (select auth.uid());
 begin
@@ -31,13 +34,13 @@ $$;
 comment on function relay.caller is 'The user whose token this is.';
 
 create function relay.current_status(status text, expires_at timestamptz) returns text
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select case when status = 'streaming' and expires_at <= now() then 'interrupted' else status end
 $$;
 comment on function relay.current_status is 'The state of a variant as it is read: one that streams past its time is interrupted.';
 
 create function relay.conversation_of(uid uuid, conversation_id bigint) returns public.relay_conversations
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   conversation public.relay_conversations;
 begin
@@ -52,7 +55,7 @@ $$;
 comment on function relay.conversation_of is 'The user''s conversation, locked against other changes until the transaction ends.';
 
 create function relay.message_of(uid uuid, message_id bigint) returns public.relay_messages
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   message public.relay_messages;
 begin
@@ -65,9 +68,22 @@ end
 $$;
 comment on function relay.message_of is 'The user''s message.';
 
+create function relay.locked_message_of(uid uuid, message_id bigint) returns public.relay_messages
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  message public.relay_messages := relay.message_of(uid, message_id);
+begin
+  perform from public.relay_conversations c where c.id = message.conversation_id and c.user_id = uid for no key update;
+  -- Again, now that nobody can delete it.
+  return relay.message_of(uid, message_id);
+end
+$$;
+comment on function relay.locked_message_of is
+  'The user''s message, its conversation locked against other changes until the transaction ends.';
+
 -- `reference` has either `message_id` or `message_stream_id`, the stream that wrote the message.
 create function relay.rerollable_message(uid uuid, reference jsonb) returns public.relay_messages
-language plpgsql stable set search_path = '' as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   message public.relay_messages;
   id bigint := (reference ->> 'message_id')::bigint;
@@ -79,23 +95,23 @@ begin
         and g.stream_id in (reference ->> 'message_stream_id', 'temp-stream-' || (reference ->> 'message_stream_id'))
       order by g.stream_id = reference ->> 'message_stream_id' desc limit 1;
   end if;
-  message := relay.message_of(uid, id);
+  message := relay.locked_message_of(uid, id);
   if message.role <> 'assistant' then
     perform relay.refuse(400, 'not_rerollable');
   end if;
   return message;
 end
 $$;
-comment on function relay.rerollable_message is 'The user''s message that the reference means, if another variant of it may be generated.';
+comment on function relay.rerollable_message is 'The user''s message that the reference means, if another variant of it may be generated; locked.';
 
 create function relay.bot_json(bot public.relay_bots) returns jsonb
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select to_jsonb(bot) - 'user_id'
 $$;
 comment on function relay.bot_json is 'A bot as the contract has it.';
 
 create function relay.insert_bot(uid uuid, settings jsonb) returns public.relay_bots
-language sql volatile set search_path = '' as $$
+language sql volatile set search_path = pg_catalog, pg_temp as $$
   insert into public.relay_bots (user_id, name, provider, model, base_url, system_prompt, temperature, max_tokens,
     context_size, reasoning, show_reasoning, is_default)
   select uid, s.name, s.provider, s.model, s.base_url, s.system_prompt, s.temperature, s.max_tokens, s.context_size,
@@ -107,13 +123,14 @@ comment on function relay.insert_bot is 'Makes a bot of those settings.';
 
 -- The named bot or none; else the first that exists of the bound one, a default, any; else one made as `fallback` has it.
 create function relay.resolve_bot(uid uuid, named bigint, bound bigint, fallback jsonb) returns public.relay_bots
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   bot public.relay_bots;
 begin
   select * into bot from public.relay_bots b
     where b.user_id = uid and (named is null or b.id = named)
-    order by (b.id = bound) is true desc, b.is_default desc, b.updated_at desc, b.id desc limit 1;
+    order by (b.id = bound) is true desc, b.is_default desc, b.updated_at desc, b.id desc limit 1
+    for key share;
   if not found then
     if named is not null then
       perform relay.refuse(403, 'bot_not_found');
@@ -125,12 +142,12 @@ begin
   return bot;
 end
 $$;
-comment on function relay.resolve_bot is 'The bot that answers.';
+comment on function relay.resolve_bot is 'The bot that answers, kept from being removed until the transaction ends.';
 
 -- Walked from the end, so that what it costs depends on the bot's context and not on the story's length. Each step is a
 -- look-up by itself (lateral, with a limit), so that no plan, however old its statistics, reads all messages of a user.
 create function relay.path_above(uid uuid, end_id bigint, room bigint) returns jsonb
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with recursive path as (
     select end_id as parent_id, null::text as role, null::text as content, 0 as depth, 0::bigint as taken
     union all
@@ -149,21 +166,21 @@ comment on function relay.path_above is
   'The texts of the path that ends with the message, oldest first: its last one, and before it as many as fit the room in characters.';
 
 create function relay.insert_message(uid uuid, conversation_id bigint, parent_id bigint, role text) returns bigint
-language sql volatile set search_path = '' as $$
+language sql volatile set search_path = pg_catalog, pg_temp as $$
   insert into public.relay_messages (conversation_id, user_id, parent_id, role, created_at)
   values (conversation_id, uid, parent_id, role, clock_timestamp()) returning id
 $$;
 comment on function relay.insert_message is 'A new message without a text.';
 
 create function relay.insert_variant(uid uuid, message_id bigint, content text, status text) returns bigint
-language sql volatile set search_path = '' as $$
+language sql volatile set search_path = pg_catalog, pg_temp as $$
   insert into public.relay_variants (message_id, user_id, content, status, created_at)
   values (message_id, uid, content, status, clock_timestamp()) returning id
 $$;
 comment on function relay.insert_variant is 'A new variant; which one is active does not change.';
 
 create function relay.saved_stream(uid uuid, stream_id text) returns jsonb
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object(
     'id', m.id, 'conversation_id', m.conversation_id, 'parent_id', m.parent_id, 'role', m.role,
     'variant_id', v.id, 'is_active', m.active_variant_id is not distinct from v.id, 'stream_id', g.stream_id,
@@ -181,7 +198,7 @@ comment on function relay.saved_stream is 'What is saved of the user''s stream; 
 
 -- Gives the write token of the generation out, in place of the one that was given out before.
 create function relay.give_write_token(generation_id bigint) returns text
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   -- Two random UUIDs have 244 bits of the operating system's randomness.
   token text := replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
@@ -193,7 +210,7 @@ $$;
 comment on function relay.give_write_token is 'A new write token for the generation, of which the row keeps the hash.';
 
 create function public.relay_begin(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
@@ -208,6 +225,25 @@ declare
   bot public.relay_bots;
   is_repeated boolean := false;
 begin
+  if kind is null or kind not in ('nowhere', 'reply', 'reroll', 'announced')
+    or args ->> 'stream_id' is null or args ->> 'fingerprint' is null or args ->> 'expires_at' is null
+  then
+    perform relay.refuse(400, 'invalid_request');
+  end if;
+  -- The conversation first, as everywhere, so that no two calls wait for each other.
+  perform from public.relay_conversations c
+    where c.user_id = uid and c.id in (
+      select (place ->> 'conversation_id')::bigint
+      union all
+      select m.conversation_id from public.relay_messages m
+      where m.user_id = uid and m.id = (place ->> 'message_id')::bigint
+      union all
+      select m.conversation_id from public.relay_generations g
+        join public.relay_variants v on v.id = g.variant_id
+        join public.relay_messages m on m.id = v.message_id
+      where g.user_id = uid and g.stream_id in (args ->> 'stream_id', place ->> 'message_stream_id',
+        'temp-stream-' || (place ->> 'message_stream_id')))
+    order by c.id for no key update;
   -- Who has the name? It is asked again if somebody else takes it in this moment.
   loop
     select * into generation from public.relay_generations g
@@ -221,7 +257,7 @@ begin
       if generation.fingerprint <> args ->> 'fingerprint' then
         perform relay.refuse(409, 'stream_id_reused');
       end if;
-      is_repeated := generation.attempt = (args ->> 'attempt')::uuid and generation.result is null;
+      is_repeated := generation.result is null and coalesce(generation.attempt = (args ->> 'attempt')::uuid, false);
       if not is_repeated then
         return jsonb_build_object('existing', relay.saved_stream(uid, generation.stream_id));
       end if;
@@ -246,7 +282,7 @@ begin
   -- Where does the answer belong?
   if is_repeated then
     select v.* into variant from public.relay_variants v where v.id = generation.variant_id;
-    message := relay.message_of(uid, variant.message_id);
+    message := relay.locked_message_of(uid, variant.message_id);
     conversation := relay.conversation_of(uid, message.conversation_id);
   elsif kind = 'announced' then
     select v.* into variant from public.relay_variants v
@@ -255,7 +291,7 @@ begin
     if not found then
       perform relay.refuse(404, 'variant_not_found');
     end if;
-    message := relay.message_of(uid, variant.message_id);
+    message := relay.locked_message_of(uid, variant.message_id);
     if message.conversation_id <> (place ->> 'conversation_id')::bigint then
       perform relay.refuse(404, 'variant_not_found');
     end if;
@@ -265,8 +301,6 @@ begin
   elsif kind = 'reroll' then
     message := relay.rerollable_message(uid, place);
     conversation := relay.conversation_of(uid, message.conversation_id);
-    -- Again, now that nobody can delete it.
-    message := relay.message_of(uid, message.id);
   else
     conversation := relay.conversation_of(uid, (place ->> 'conversation_id')::bigint);
     if place ->> 'parent_id' is not null then
@@ -320,7 +354,7 @@ comment on function public.relay_begin is
 
 -- Runs as its owner: it has to work after the user's token has expired, and the write token says which rows it may touch.
 create function public.relay_finish(jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   outcome text := args ->> 'outcome';
@@ -364,6 +398,11 @@ begin
     if has_others or has_children then
       delete from public.relay_variants where id = generation.variant_id;
     else
+      -- A reader may have moved the head here.
+      if conversation.head_id = message.id then
+        conversation.head_id := message.parent_id;
+        update public.relay_conversations set head_id = conversation.head_id where id = conversation.id;
+      end if;
       delete from public.relay_messages where id = message.id;
     end if;
     if outcome = 'refused' and generation.user_message_id is not null
@@ -371,7 +410,8 @@ begin
     then
       if conversation.head_id = generation.user_message_id then
         update public.relay_conversations
-          set head_id = (select m.id from public.relay_messages m where m.id = generation.previous_head_id)
+          set head_id = (select m.id from public.relay_messages m
+            where m.id = generation.previous_head_id and m.conversation_id = conversation.id)
           where id = conversation.id;
       end if;
       delete from public.relay_messages where id = generation.user_message_id;
@@ -399,6 +439,12 @@ begin
     stream_id = case when generation.result ->> 'variant_id' is not null then generation.stream_id end
     where id = generation.id;
   update public.relay_conversations set updated_at = clock_timestamp() where id = conversation.id;
+  -- What was answered for rows that are gone is kept for far longer than any retry; a little is cleared at a time.
+  delete from public.relay_generations where id in (
+    select g.id from public.relay_generations g
+    where g.variant_id is null and g.user_id = generation.user_id and g.id <> generation.id
+      and coalesce(g.ended_at, '-infinity') < clock_timestamp() - interval '7 days'
+    limit 100 for update skip locked);
   return generation.result;
 end
 $$;
@@ -406,13 +452,13 @@ comment on function public.relay_finish is
   'Ends the generation that the write token was given out for, once; repeated, it answers as the first time. Needs no user. {write_token, outcome, content, reasoning, finish_reason, usage, failure, model} → {message_id, variant_id}.';
 
 create function public.relay_find_stream(jsonb) returns jsonb
-language sql stable security invoker set search_path = '' as $$
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $$
   select relay.saved_stream(relay.caller(), $1 ->> 'stream_id')
 $$;
 comment on function public.relay_find_stream is 'What is saved of a stream. {stream_id} → the stream or null.';
 
 create function public.relay_announce_reroll(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
@@ -423,7 +469,6 @@ begin
   if message.conversation_id <> (args ->> 'conversation_id')::bigint then
     perform relay.refuse(404, 'message_not_found');
   end if;
-  perform relay.conversation_of(uid, message.conversation_id);
   variant_id := relay.insert_variant(uid, message.id, '', 'pending');
   insert into public.relay_generations (user_id, stream_id, variant_id, is_announced)
     values (uid, stream_id, variant_id, true);

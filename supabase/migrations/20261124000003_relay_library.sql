@@ -1,19 +1,19 @@
 -- The library of stories and bots, and who may call what.
 
 create function relay.wrong_cursor() returns void
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select relay.refuse(400, 'invalid_request')
 $$;
 comment on function relay.wrong_cursor is 'For a cursor that no page gave out.';
 
 create function relay.conversation_json(conversation public.relay_conversations) returns jsonb
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select to_jsonb(conversation) - 'user_id'
 $$;
 comment on function relay.conversation_json is 'A conversation as the contract has it, without its messages.';
 
 create function relay.variant_json(variant public.relay_variants, stream_id text) returns jsonb
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object(
     'id', variant.id, 'content', variant.content, 'reasoning', variant.reasoning,
     'status', relay.current_status(variant.status, variant.expires_at), 'stream_id', stream_id,
@@ -23,7 +23,7 @@ $$;
 comment on function relay.variant_json is 'A variant as the contract has it.';
 
 create function relay.message_json(message public.relay_messages) returns jsonb
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object(
     'id', message.id, 'parent_id', message.parent_id, 'role', message.role,
     'active_variant_id', message.active_variant_id, 'created_at', message.created_at,
@@ -35,7 +35,7 @@ $$;
 comment on function relay.message_json is 'A message with its variants as the contract has it.';
 
 create function relay.bot_of(uid uuid, bot_id bigint) returns public.relay_bots
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   bot public.relay_bots;
 begin
@@ -48,9 +48,33 @@ end
 $$;
 comment on function relay.bot_of is 'The user''s bot.';
 
+create function relay.keep_bot(uid uuid, bot_id bigint) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  perform from public.relay_bots b where b.id = bot_id and b.user_id = uid for key share;
+  if not found then
+    perform relay.refuse(403, 'bot_not_found');
+  end if;
+end
+$$;
+comment on function relay.keep_bot is 'Keeps the user''s bot from being removed until the transaction ends.';
+
+create function relay.page_len(args jsonb) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  page_len bigint := (args ->> 'limit')::bigint;
+begin
+  if page_len is null or page_len not between 1 and 1000 then
+    perform relay.refuse(400, 'invalid_request');
+  end if;
+  return page_len;
+end
+$$;
+comment on function relay.page_len is 'How many entries a page of a list may have.';
+
 -- The message and all below it, each message's children looked up by themselves, as in relay.path_above.
 create function relay.subtree(uid uuid, root_id bigint) returns setof bigint
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with recursive subtree (id) as (
     select root_id
     union all
@@ -63,18 +87,18 @@ $$;
 comment on function relay.subtree is 'The ids of the message and of all below it.';
 
 create function public.relay_list_conversations(jsonb) returns jsonb
-language plpgsql stable security invoker set search_path = '' as $$
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
-  page_len bigint := (args ->> 'limit')::bigint;
+  page_len bigint := relay.page_len(args);
   after text := args ->> 'after';
   after_time timestamptz := 'infinity';
   after_id bigint := 9223372036854775807;
   page jsonb;
 begin
   if after is not null then
-    if after !~ '^\d{1,16}-\d{1,16}$' then
+    if after !~ '^[0-9]{1,16}-[0-9]{1,16}$' then
       perform relay.wrong_cursor();
     end if;
     after_time := 'epoch'::timestamptz + split_part(after, '-', 1)::bigint * interval '1 microsecond';
@@ -98,7 +122,7 @@ comment on function public.relay_list_conversations is
   'The user''s conversations, the most recently changed first. {after, limit} → {data, next}.';
 
 create function public.relay_create_conversation(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
@@ -106,7 +130,7 @@ declare
   conversation public.relay_conversations;
 begin
   if bot_id is not null then
-    perform relay.bot_of(uid, bot_id);
+    perform relay.keep_bot(uid, bot_id);
   end if;
   insert into public.relay_conversations (user_id, title, bot_id) values (uid, args ->> 'title', bot_id)
     returning * into conversation;
@@ -116,7 +140,7 @@ $$;
 comment on function public.relay_create_conversation is 'Makes a conversation without messages. {title, bot_id} → the conversation.';
 
 create function public.relay_tree(jsonb) returns jsonb
-language plpgsql stable security invoker set search_path = '' as $$
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
@@ -137,15 +161,26 @@ begin
     ) m
   )
   select coalesce(jsonb_agg(p.id order by p.depth desc) filter (where p.id is not null), '[]') into path from path_up p;
-  select coalesce(jsonb_agg(relay.message_json(m) order by m.id), '[]') into messages
-    from public.relay_messages m where m.user_id = uid and m.conversation_id = conversation.id;
+  -- As relay.message_json, in one statement: policies ask once who is calling, and not once a message.
+  select coalesce(jsonb_agg(jsonb_build_object(
+      'id', m.id, 'parent_id', m.parent_id, 'role', m.role, 'active_variant_id', m.active_variant_id,
+      'created_at', m.created_at, 'variants', coalesce(v.list, '[]')) order by m.id), '[]')
+    into messages
+    from public.relay_messages m cross join lateral (
+      select jsonb_agg(relay.variant_json(v, g.stream_id) order by v.id) as list
+      from public.relay_variants v left join lateral (
+        select g.stream_id from public.relay_generations g where g.variant_id = v.id and g.user_id = v.user_id limit 1
+      ) g on true
+      where v.message_id = m.id and v.user_id = m.user_id
+    ) v
+    where m.user_id = uid and m.conversation_id = conversation.id;
   return relay.conversation_json(conversation) || jsonb_build_object('path', path, 'messages', messages);
 end
 $$;
 comment on function public.relay_tree is 'The whole tree of a conversation. {id} → the conversation, its path and its messages.';
 
 create function public.relay_patch_conversation(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
@@ -153,7 +188,7 @@ declare
   conversation public.relay_conversations := relay.conversation_of(uid, (args ->> 'id')::bigint);
 begin
   if patch ->> 'bot_id' is not null then
-    perform relay.bot_of(uid, (patch ->> 'bot_id')::bigint);
+    perform relay.keep_bot(uid, (patch ->> 'bot_id')::bigint);
   end if;
   if patch ? 'head_id'
     and (relay.message_of(uid, (patch ->> 'head_id')::bigint)).conversation_id <> conversation.id
@@ -173,16 +208,15 @@ comment on function public.relay_patch_conversation is
   'Changes what the patch names and nothing else. {id, patch: {title, bot_id, head_id}} → the conversation.';
 
 create function public.relay_delete_conversation(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
   conversation public.relay_conversations := relay.conversation_of(uid, (args ->> 'id')::bigint);
 begin
   if exists (
-    select from public.relay_messages m join public.relay_variants v on v.message_id = m.id
-    where m.user_id = uid and m.conversation_id = conversation.id
-      and relay.current_status(v.status, v.expires_at) = 'streaming')
+    select from public.relay_variants v join public.relay_messages m on m.id = v.message_id
+    where v.user_id = uid and m.conversation_id = conversation.id and v.status = 'streaming' and v.expires_at > now())
   then
     perform relay.refuse(409, 'generation_running');
   end if;
@@ -193,15 +227,14 @@ $$;
 comment on function public.relay_delete_conversation is 'Removes a conversation with all its messages. {id} → null.';
 
 create function public.relay_select_variant(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
-  message public.relay_messages := relay.message_of(uid, (args ->> 'message_id')::bigint);
+  message public.relay_messages := relay.locked_message_of(uid, (args ->> 'message_id')::bigint);
   variant_id bigint := (args ->> 'variant_id')::bigint;
   status text;
 begin
-  perform relay.conversation_of(uid, message.conversation_id);
   select relay.current_status(v.status, v.expires_at) into status from public.relay_variants v
     where v.id = variant_id and v.message_id = message.id;
   if not found or status = 'pending' then
@@ -218,13 +251,12 @@ comment on function public.relay_select_variant is
   'Makes a variant the one that the story shows. {message_id, variant_id} → the message.';
 
 create function public.relay_write_variant(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
-  message public.relay_messages := relay.message_of(uid, (args ->> 'message_id')::bigint);
+  message public.relay_messages := relay.locked_message_of(uid, (args ->> 'message_id')::bigint);
 begin
-  perform relay.conversation_of(uid, message.conversation_id);
   update public.relay_messages m
     set active_variant_id = relay.insert_variant(uid, m.id, args ->> 'content', 'complete')
     where m.id = message.id returning * into message;
@@ -236,18 +268,17 @@ comment on function public.relay_write_variant is
   'Adds a variant written by hand, complete and active. {message_id, content} → the message.';
 
 create function public.relay_delete_message(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
-  message public.relay_messages := relay.message_of(uid, (args ->> 'message_id')::bigint);
+  message public.relay_messages := relay.locked_message_of(uid, (args ->> 'message_id')::bigint);
   conversation public.relay_conversations := relay.conversation_of(uid, message.conversation_id);
   doomed bigint[] := array(select relay.subtree(uid, message.id));
 begin
   if exists (
     select from public.relay_variants v
-    where v.user_id = uid and v.message_id = any (doomed)
-      and relay.current_status(v.status, v.expires_at) = 'streaming')
+    where v.user_id = uid and v.message_id = any (doomed) and v.status = 'streaming' and v.expires_at > now())
   then
     perform relay.refuse(409, 'generation_running');
   end if;
@@ -263,15 +294,15 @@ comment on function public.relay_delete_message is
   'Removes a message and all below it. A head among them moves to the removed message''s parent. {message_id} → null.';
 
 create function public.relay_list_bots(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   uid uuid := relay.caller();
-  page_len bigint := (args ->> 'limit')::bigint;
+  page_len bigint := relay.page_len(args);
   after text := args ->> 'after';
   page jsonb;
 begin
-  if after !~ '^\d{1,16}$' then
+  if after !~ '^[0-9]{1,16}$' then
     perform relay.wrong_cursor();
   end if;
   if jsonb_typeof(args -> 'fallback_bot') = 'object'
@@ -293,19 +324,19 @@ $$;
 comment on function public.relay_list_bots is 'The user''s bots, oldest first. {after, limit, fallback_bot} → {data, next}.';
 
 create function public.relay_read_bot(jsonb) returns jsonb
-language sql stable security invoker set search_path = '' as $$
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $$
   select relay.bot_json(relay.bot_of(relay.caller(), ($1 ->> 'id')::bigint))
 $$;
 comment on function public.relay_read_bot is 'One of the user''s bots. {id} → the bot.';
 
 create function public.relay_create_bot(jsonb) returns jsonb
-language sql volatile security invoker set search_path = '' as $$
+language sql volatile security invoker set search_path = pg_catalog, pg_temp as $$
   select relay.bot_json(relay.insert_bot(relay.caller(), $1 -> 'settings'))
 $$;
 comment on function public.relay_create_bot is 'Makes a bot. {settings} → the bot.';
 
 create function public.relay_update_bot(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   args alias for $1;
   bot public.relay_bots := relay.bot_of(relay.caller(), (args ->> 'id')::bigint);
@@ -317,16 +348,22 @@ begin
     context_size = bot.context_size, reasoning = bot.reasoning, show_reasoning = bot.show_reasoning,
     is_default = bot.is_default, updated_at = clock_timestamp()
     where b.id = bot.id returning * into bot;
+  if not found then
+    perform relay.refuse(403, 'bot_not_found');
+  end if;
   return relay.bot_json(bot);
 end
 $$;
 comment on function public.relay_update_bot is 'Replaces what a user said of a bot. {id, settings} → the bot.';
 
 create function public.relay_delete_bot(jsonb) returns jsonb
-language plpgsql volatile security invoker set search_path = '' as $$
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
   bot public.relay_bots := relay.bot_of(relay.caller(), ($1 ->> 'id')::bigint);
 begin
+  -- The conversations first, as everywhere, so that no two calls wait for each other.
+  perform from public.relay_conversations c
+    where c.bot_id = bot.id and c.user_id = bot.user_id order by c.id for no key update;
   delete from public.relay_bots b where b.id = bot.id;
   return 'null';
 end
@@ -334,7 +371,7 @@ $$;
 comment on function public.relay_delete_bot is 'Removes a bot. Conversations bound to it fall back to the user''s other bots. {id} → null.';
 
 create function public.relay_version(jsonb) returns jsonb
-language sql stable security invoker set search_path = '' as $$
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object('version', 1)
 $$;
 comment on function public.relay_version is 'Which version of the contract these functions are. {} → {version}.';

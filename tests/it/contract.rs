@@ -256,6 +256,19 @@ async fn a_refused_turn_leaves_nothing(store: Arc<dyn Store>) {
     );
 }
 
+async fn a_head_on_a_reply_that_comes_to_nothing_moves_up(store: Arc<dyn Store>) {
+    let story = Story::new(&store).await;
+    let told = story.tell("u0", "a0").await;
+    let (_, rows) = story.ask("u1").await;
+    story.set_head(rows.message_id).await;
+    story.finish(&rows, Outcome::Refused, "").await;
+    assert_eq!(story.head().await, Some(told));
+    let (_, rows) = story.ask("u1").await;
+    story.set_head(rows.message_id).await;
+    story.finish(&rows, Outcome::Failed, "").await;
+    assert_eq!(story.head().await, rows.user_message_id);
+}
+
 async fn a_refused_turn_does_not_go_back_to_what_was_deleted(store: Arc<dyn Store>) {
     let story = Story::new(&store).await;
     let first = story.tell("u0", "a0").await;
@@ -758,6 +771,7 @@ on_every_store! {
     each_ending_does_what_the_table_says
     a_failure_without_text_leaves_nothing_unless_something_hangs_on_it
     a_refused_turn_leaves_nothing
+    a_head_on_a_reply_that_comes_to_nothing_moves_up
     a_refused_turn_does_not_go_back_to_what_was_deleted
     a_variant_that_was_chosen_though_late_may_fail_without_text
     a_refused_reroll_leaves_the_message

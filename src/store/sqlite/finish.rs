@@ -133,7 +133,7 @@ fn fail_without_text(
     } else if has_children(connection, generation.message_id)? {
         return write(connection, generation, finish);
     } else {
-        delete_message(connection, generation.message_id)?;
+        remove_reply(connection, generation)?;
     }
     Ok(Finished { message_id: None, variant_id: None })
 }
@@ -147,15 +147,30 @@ fn undo(connection: &Connection, generation: &Unfinished) -> Result<Finished, Er
         delete_variant(connection, generation)?;
         return Ok(nothing);
     }
-    delete_message(connection, generation.message_id)?;
+    let head_id = remove_reply(connection, generation)?;
     let Some(user_message_id) = generation.user_message_id else { return Ok(nothing) };
     if !has_children(connection, user_message_id)? {
-        if generation.conversation.head_id == Some(user_message_id) {
+        if head_id == Some(user_message_id) {
             go_back(connection, generation)?;
         }
         delete_message(connection, user_message_id)?;
     }
     Ok(nothing)
+}
+
+/// Removes the reply. A head that the reader moved to it moves up, so that the story keeps its end; returns where the head
+/// is then.
+fn remove_reply(
+    connection: &Connection,
+    generation: &Unfinished,
+) -> Result<Option<MessageId>, Error> {
+    let mut head_id = generation.conversation.head_id;
+    if head_id == Some(generation.message_id) {
+        head_id = generation.parent_id;
+        rows::set_head(connection, generation.conversation.id, head_id)?;
+    }
+    delete_message(connection, generation.message_id)?;
+    Ok(head_id)
 }
 
 /// Moves the head to where it was before the user's message, if that is still there.

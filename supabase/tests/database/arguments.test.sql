@@ -13,7 +13,7 @@ create temp table nonsense as
     '{"id": 9223372036854775807, "message_id": -1, "limit": -1, "place": {"kind": "reroll", "message_id": 0}}']) args
   where p.pronamespace = 'public'::regnamespace and p.proname like 'relay\_%';
 
-select plan(40 + (select count(*) from nonsense)::int);
+select plan(41 + (select count(*) from nonsense)::int);
 
 select matches(pg_temp.attempt('stranger', format('select public.%I(%L)', function, args)),
     '^(PT4\d\d [a-z_]+|22\w{3} [^,]*|235(02|14) [^,]*|answer: ((?!, AND ).)*)$',
@@ -34,7 +34,8 @@ select is(pg_temp.begun(changed::jsonb), 'PT400 invalid_request', 'no turn: ' ||
 select matches(pg_temp.begun(changed::jsonb), '^(22|23514)', 'no turn: ' || changed)
   from unnest(array['{"stream_id": "a b"}', '{"stream_id": ""}', '{"expires_at": "soon"}', '{"attempt": "x"}',
     '{"bot_id": "x"}']) changed;
-select matches(pg_temp.begun(changed::jsonb || jsonb_build_object('stream_id', pg_temp.known('owner', 'running_stream'))),
+select matches(
+    pg_temp.begun(changed::jsonb || jsonb_build_object('stream_id', pg_temp.known('owner', 'running_stream'))),
     '^answer: \{"existing": \{.*"status": "streaming"', 'what runs is not begun again: ' || changed)
   from unnest(array['{}', '{"attempt": null}', '{"attempt": "00000000-0000-4000-8000-000000000009"}']) changed;
 select is(pg_temp.begun(jsonb_build_object('fingerprint', 'two', 'stream_id', pg_temp.known('owner', stream))),
@@ -79,11 +80,18 @@ select is(
 
 -- Rows that would make a function walk in a circle, or wait for ever, or write to another's variant.
 
-select throws_ok(format('update public.relay_messages set parent_id = %s where id = %s', below.id, above.id), '23514', null,
-  'no message is below itself') from path above, path below where above.at = 1 and below.at = 4;
-select throws_ok(format('insert into public.relay_messages (id, user_id, conversation_id, parent_id, role)
-  overriding system value values (9007199254740991, %L, %s, 9007199254740991, ''user'')', pg_temp.user_of('owner'),
-  pg_temp.id('owner', 'plain_conversation')), '23514', null, 'nor its own parent');
+select matches(
+    pg_temp.attempt('owner', format('update public.relay_messages set parent_id = %s where id = %s returning id', below.id, above.id)),
+    '^42501 ', 'no message is moved below itself')
+  from path above, path below where above.at = 1 and below.at = 4;
+select matches(
+    pg_temp.attempt('owner', format('insert into public.relay_messages (user_id, conversation_id, parent_id, role) values %s
+      returning id', replace(replace(made, '$next', (last_value + 1)::text), '$after', (last_value + 2)::text))),
+    '^42501 new row violates row-level security policy', 'nor made there: ' || called)
+  from public.relay_messages_id_seq, lateral (
+    select format('(%L, %s, $next, ''user'')', pg_temp.user_of('owner'), pg_temp.id('owner', 'plain_conversation'))) o (one),
+    lateral (values ('its own parent', one), ('two that are each other''s', replace(one, '$next', '$after') || ', ' || one))
+      m (called, made);
 select throws_ok(format('update public.relay_variants set status = ''streaming'', expires_at = null where id = %s',
   pg_temp.id('owner', 'variant')), '23514', null, 'nothing streams without an end');
 select throws_ok(format('insert into public.relay_generations (user_id, stream_id, variant_id) values (%L, ''x'', %s)',
