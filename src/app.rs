@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::journal::memory::MemoryJournal;
 use crate::lifecycle::Tasks;
 use crate::limits::memory::MemoryLimits;
+use crate::prompt;
 use crate::provider::Providers;
 use crate::relay::Relay;
 use crate::store::Store;
@@ -38,6 +39,8 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
             "the database's certificate is not checked: set sslmode=verify-full in RELAY_DATABASE_URL unless it is on this machine"
         );
     }
+    // Half a second of work that would otherwise be the first reader's.
+    tokio::task::spawn_blocking(prompt::load_vocabulary);
     let providers = open_providers(&config)?;
     let key_set = open_key_set(&config)?;
     let tasks = Tasks::default();

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
 
-use crate::config::{Config, Mode, parse_duration};
+use crate::config::{Config, Data, Mode, parse_duration};
 use crate::lifecycle::Signals;
 use crate::{app, check, clock, dev, http, migrate, telemetry};
 
@@ -100,6 +100,9 @@ fn migrate(lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
 fn print_token(args: &TokenArgs, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
     // The rules of `dev`, because a token is asked for beside a running relay, with the same settings or none.
     let mut config = Config::from_env(Mode::Dev, lookup)?;
+    if config.auth.shared_secret.is_none() && config.data == Data::Memory {
+        return Err("RELAY_DATA is memory, so a relay's secret is known to it alone. Set SUPABASE_JWT_SECRET for both.".into());
+    }
     let secret = dev::ensure_secret(&mut config)?;
     let token =
         dev::token(&config, &secret, args.user, args.anonymous, (clock::now(), args.expires))?;

@@ -136,11 +136,12 @@ async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writ
     let mut interruption = pin!(interruption(&relay.times, writer.watch(), relay.tasks.ending()));
     let mut batch = Batch::new(shows_reasoning);
 
+    let first_token_by = Instant::now() + relay.times.first_token;
     let opened = tokio::select! {
         biased;
         ending = &mut interruption => return ending,
-        opened = relay.providers.open(call, &mut batch) => opened,
-        () = sleep(relay.times.first_token) => return Ending::Failed(no_first_token(relay.times.first_token)),
+        opened = relay.providers.open(call, &mut batch, first_token_by) => opened,
+        () = sleep_until(first_token_by) => return Ending::Failed(no_first_token(relay.times.first_token)),
     };
     let (mut completion, mut progress) = match opened {
         Ok(opened) => opened,
@@ -169,11 +170,12 @@ async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writ
             ending = &mut interruption => return ending,
             progress = completion.read(&mut batch) => progress,
             () = &mut idle => {
-                if read_at.elapsed() >= relay.times.idle {
+                // Behind the model's last word the provider's own limit counts.
+                if read_at.elapsed() >= relay.times.idle && !completion.has_finish_reason() {
                     return Ending::Failed(stalled(relay.times.idle));
                 }
                 // Set again only when it fires, rather than at every token.
-                idle.as_mut().reset(read_at + relay.times.idle);
+                idle.as_mut().reset(read_at.max(Instant::now()) + relay.times.idle);
                 Ok(Progress::More)
             }
         };

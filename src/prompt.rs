@@ -61,6 +61,11 @@ pub fn assemble(
     })
 }
 
+/// Loads what tokens are counted with, which takes half a second, once. Without it the first count does.
+pub fn load_vocabulary() {
+    tiktoken_rs::o200k_base_singleton();
+}
+
 /// The number of tokens of `text`, or some number above `limit` if it has more than that.
 #[must_use]
 pub fn count_tokens(text: &str, limit: usize) -> usize {

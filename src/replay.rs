@@ -16,7 +16,11 @@ pub(crate) fn ended(saved: SavedStream) -> Result<Ended, Error> {
         Status::Complete => End::Done(done(&saved, DoneStatus::Complete)),
         Status::Stopped => End::Done(done(&saved, DoneStatus::Stopped)),
         Status::Failed => End::Failed(failed(&saved, saved.error.clone().unwrap_or_else(unknown))),
-        // Streaming, and in no journal: whoever wrote it is gone.
+        // Streaming, and in no journal: whoever wrote it is gone. So is the text, if none is here.
+        Status::Interrupted | Status::Streaming if saved.content.is_empty() => {
+            let failed = failed(&saved, Failure::from(&lost()));
+            End::Failed(Failed { saved: Some(false), ..failed })
+        }
         Status::Interrupted | Status::Streaming => {
             End::Failed(failed(&saved, Failure::from(&interrupted())))
         }
@@ -38,6 +42,13 @@ pub(crate) fn interrupted() -> Error {
     Error::new(
         Code::Interrupted,
         "The relay was shut down while it wrote this. The text so far is kept; ask again for a whole answer.",
+    )
+}
+
+fn lost() -> Error {
+    Error::new(
+        Code::Interrupted,
+        "The relay was ended while it wrote this, and nothing of it was saved. Ask again.",
     )
 }
 

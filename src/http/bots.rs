@@ -66,8 +66,11 @@ pub(super) async fn patch(
     let mut settings = serde_json::to_value(relay.store.read_bot(&caller, id).await?.settings)
         .map_err(Error::internal)?;
     for (field, value) in patch {
-        // Only what a bot has: other fields are ignored, as everywhere.
-        if let Some(current) = settings.get_mut(&field) {
+        // Only what a bot has: other fields are ignored, as everywhere. Null unsets what may be absent, and is itself
+        // absent elsewhere.
+        if let Some(current) = settings.get_mut(&field)
+            && (!value.is_null() || OPTIONAL.contains(&field.as_str()))
+        {
             *current = value;
         }
     }
@@ -85,8 +88,18 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// What a bot need not have.
+const OPTIONAL: [&str; 4] = ["base_url", "temperature", "max_tokens", "reasoning"];
+
 /// The settings, cleaned, if a bot can have them.
 fn check(settings: BotSettings, providers: &Providers) -> Result<BotSettings, Error> {
+    let clean = |text: &str| text::clean(text).into_owned();
+    let settings = BotSettings {
+        name: clean(&settings.name),
+        model: clean(&settings.model),
+        system_prompt: clean(&settings.system_prompt),
+        ..settings
+    };
     let is_name = |name: &str| !name.trim().is_empty() && name.chars().count() <= NAME_CHARS_MAX;
     if !is_name(&settings.name) {
         return Err(invalid(format!("`name` must have 1 to {NAME_CHARS_MAX} characters.")));
@@ -114,13 +127,7 @@ fn check(settings: BotSettings, providers: &Providers) -> Result<BotSettings, Er
             "`context_size` must be 1 or more, and more than `max_tokens`: both must fit into it.",
         ));
     }
-    let clean = |text: &str| text::clean(text).into_owned();
-    Ok(BotSettings {
-        name: clean(&settings.name),
-        model: clean(&settings.model),
-        system_prompt: clean(&settings.system_prompt),
-        ..settings
-    })
+    Ok(settings)
 }
 
 /// Whether the address has the form of one. Whether it may be called is decided when it is.

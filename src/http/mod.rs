@@ -69,7 +69,7 @@ pub fn router(relay: Arc<Relay>, origins: Origins) -> Router {
 }
 
 async fn route_not_found() -> Error {
-    Error::new(Code::RouteNotFound, "There is no such route. The README lists them.")
+    Error::new(Code::RouteNotFound, "There is no such route. docs/protocol.md lists them.")
 }
 
 async fn method_not_allowed() -> Error {

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
 use crate::relay::Relay;
 use crate::store::{Announced, Place};
+use crate::text;
 use crate::turn::{self, Ask, Turn};
 
 /// The body of `POST /v1/reroll`.
@@ -58,8 +59,8 @@ pub(super) async fn reroll(
     let ask = Ask {
         place: Place::Reroll { message },
         messages: None,
-        system: body.system,
-        guidance: body.guidance,
+        system: body.system.map(|text| text::clean(&text).into_owned()),
+        guidance: body.guidance.map(|text| text::clean(&text).into_owned()),
         bot_id: body.bot_id,
         max_tokens: body.max_tokens,
         temperature: body.temperature,

@@ -47,6 +47,7 @@ pub(super) struct StartBody {
 
 /// One message of the caller's own context, as OpenAI has it.
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "a message {\"role\": …, \"content\": …}")]
 struct WireMessage {
     role: WireRole,
     content: Content,
@@ -190,10 +191,11 @@ fn stream_not_found() -> Error {
 impl StartBody {
     fn into_turn(self) -> Result<Turn, Error> {
         check_settings(self.max_tokens, self.temperature)?;
-        if self.input.as_deref().is_some_and(|input| input.trim().is_empty()) {
+        let clean = |text: Option<String>| text.map(|text| text::clean(&text).into_owned());
+        let input = clean(self.input);
+        if input.as_deref().is_some_and(|input| input.trim().is_empty()) {
             return Err(invalid("`input` is empty. Send the user's message, or leave it out."));
         }
-        let input = self.input.as_deref().map(|input| text::clean(input).into_owned());
         let mut messages =
             self.messages.map(|messages| messages.into_iter().map(Beat::from).collect::<Vec<_>>());
         let place = match (self.is_alternative.unwrap_or(false), self.conversation_id) {
@@ -234,7 +236,7 @@ impl StartBody {
         let ask = Ask {
             place,
             messages,
-            system: self.system,
+            system: clean(self.system),
             guidance: None,
             bot_id: self.bot_id,
             max_tokens: self.max_tokens,

@@ -19,12 +19,27 @@ pub(super) struct Chunk<'a> {
     pub(super) error: Option<ChunkError>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ChunkUsage {
-    #[serde(default)]
     pub(super) prompt_tokens: u64,
-    #[serde(default)]
     pub(super) completion_tokens: u64,
+}
+
+impl ChunkUsage {
+    /// The two counts, if both are there. An answer is not lost for a bill that cannot be read.
+    fn read(usage: &serde_json::Value) -> Option<Self> {
+        // Some write whole numbers with a fraction.
+        let count = |name: &str| {
+            let count = usage.get(name)?;
+            count
+                .as_u64()
+                .or_else(|| count.as_f64().filter(|count| *count >= 0.0).map(|count| count as u64))
+        };
+        Some(Self {
+            prompt_tokens: count("prompt_tokens")?,
+            completion_tokens: count("completion_tokens")?,
+        })
+    }
 }
 
 /// What a provider says of its own failure.
@@ -76,7 +91,7 @@ struct Wire<'a> {
     #[serde(borrow, default, deserialize_with = "null_as_default")]
     choices: Vec<WireChoice<'a>>,
     #[serde(default)]
-    usage: Option<ChunkUsage>,
+    usage: Option<serde_json::Value>,
     #[serde(default)]
     error: Option<WireError>,
 }
@@ -111,8 +126,11 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
 
 impl<'a> From<Wire<'a>> for Chunk<'a> {
     fn from(wire: Wire<'a>) -> Self {
-        let mut chunk =
-            Self { usage: wire.usage, error: wire.error.map(|error| error.0), ..Self::default() };
+        let mut chunk = Self {
+            usage: wire.usage.as_ref().and_then(ChunkUsage::read),
+            error: wire.error.map(|error| error.0),
+            ..Self::default()
+        };
         // The relay asks for one choice, so there is one.
         if let Some(WireChoice { delta, finish_reason }) = wire.choices.into_iter().next() {
             let Content { text, thinking } = delta.content;
@@ -327,6 +345,30 @@ mod tests {
             r#"{"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#,
             &Chunk {
                 finish_reason: Some("stop".into()),
+                usage: Some(ChunkUsage { prompt_tokens: 3, completion_tokens: 4 }),
+                ..Chunk::default()
+            },
+        );
+    }
+
+    #[test]
+    fn a_usage_that_cannot_be_read_loses_nothing_else() {
+        for usage in [
+            "null",
+            "[]",
+            "7",
+            r#"{"prompt_tokens":null,"completion_tokens":4}"#,
+            r#"{"prompt_tokens":-3,"completion_tokens":4}"#,
+            "{}",
+        ] {
+            check(
+                &format!(r#"{{"choices":[{{"delta":{{"content":"x"}}}}],"usage":{usage}}}"#),
+                &Chunk { content: "x".into(), ..Chunk::default() },
+            );
+        }
+        check(
+            r#"{"usage":{"prompt_tokens":3.0,"completion_tokens":4}}"#,
+            &Chunk {
                 usage: Some(ChunkUsage { prompt_tokens: 3, completion_tokens: 4 }),
                 ..Chunk::default()
             },

@@ -91,6 +91,15 @@ impl Completion {
         }
     }
 
+    /// Whether the model has said its last word, and only the provider's is missing.
+    #[must_use]
+    pub fn has_finish_reason(&self) -> bool {
+        match self {
+            Self::Demo(_) => false,
+            Self::Stream(stream) => stream.has_finish_reason(),
+        }
+    }
+
     /// Reads what is left behind the end of a completed answer, if it comes at once, so that the connection can be used
     /// for the next request: a new one costs two round trips and a TLS handshake.
     pub async fn drain(self) {

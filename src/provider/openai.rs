@@ -106,7 +106,8 @@ impl Endpoint {
         })?;
         let content_type =
             response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let content_type = content_type.unwrap_or("no content type").to_ascii_lowercase();
+        let content_type =
+            self.scrub(&content_type.unwrap_or("no content type").to_ascii_lowercase());
         if response.status() == StatusCode::OK && content_type.starts_with("text/event-stream") {
             return Ok(Stream {
                 endpoint: Arc::clone(self),
@@ -160,7 +161,7 @@ impl Endpoint {
             .map(|error| self.scrub(&error.message))
             .unwrap_or_default();
         let (code, what) = match (status.as_u16(), words.as_str()) {
-            (200, words) if !words.is_empty() => (Code::ProviderFailed, format!("failed: {words}")),
+            (200, words) if !words.is_empty() => (Code::ProviderFailed, format!("failed: {words}. Try again.")),
             (200..=299, _) => (
                 Code::ProviderInvalid,
                 format!("did not answer with an event stream but with {content_type}. Its base URL is probably wrong."),
@@ -183,7 +184,7 @@ impl Endpoint {
             }
             (status @ (408 | 500..=599), _) => (Code::ProviderFailed, format!("failed ({status}). Try again in a moment.")),
             (status, "") => (Code::ProviderRejected, format!("rejected the request ({status}). Check the bot's settings.")),
-            (_, words) => (Code::ProviderRejected, format!("rejected the request: {words}")),
+            (_, words) => (Code::ProviderRejected, format!("rejected the request: {words}. Check the bot's settings.")),
         };
         let mut error = Error::new(code, format!("The provider `{}` {what}", self.name))
             .with_detail(format!("status {status}, {content_type}: {words}"));
@@ -261,6 +262,10 @@ impl Stream {
             }
         }
         Ok(if self.end.is_done { Progress::Completed(self.completed()) } else { Progress::More })
+    }
+
+    pub(super) fn has_finish_reason(&self) -> bool {
+        self.end.finish_reason.is_some()
     }
 
     /// Reads to the end of the body, if that is near.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use secrecy::SecretString;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use url::{Host, Url};
 
 use super::habits::{Habits, KNOWN, ORDINARY};
@@ -170,7 +170,7 @@ impl Providers {
         })))
     }
 
-    /// Asks the provider, and asks again as long as no token has come. When this returns, the first of the answer is in
+    /// Asks the provider, and asks again as long as no token has come and `deadline` leaves time for it. When this returns, the first of the answer is in
     /// `batch`, and what [`Completion::read`] said of it comes along. Not cancel safe: dropped, it gives the request up.
     ///
     /// # Errors
@@ -179,6 +179,7 @@ impl Providers {
         &self,
         call: &Call,
         batch: &mut Batch,
+        deadline: Instant,
     ) -> Result<(Completion, Result<Progress, Error>), Error> {
         let endpoint = match &call.target {
             Target::Demo => {
@@ -196,9 +197,13 @@ impl Providers {
             if !refusal.is_worth_another_try || tries_made == retry::TRIES {
                 return Err(refusal.error);
             }
-            tracing::info!(provider = endpoint.name(), tries_made, error = %refusal.error, "provider will be asked again");
             let backoff = retry::backoff(tries_made, crate::id::random_byte());
-            sleep(refusal.error.retry_after().unwrap_or(backoff)).await;
+            let wait = refusal.error.retry_after().unwrap_or(backoff);
+            if Instant::now() + wait >= deadline {
+                return Err(refusal.error);
+            }
+            tracing::info!(provider = endpoint.name(), tries_made, error = %refusal.error, "provider will be asked again");
+            sleep(wait).await;
         }
     }
 

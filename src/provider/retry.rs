@@ -12,6 +12,9 @@ pub(super) const TRIES: u32 = 3;
 /// The longest wait that a provider may ask for by `Retry-After`. If it asks for more, the reader is told instead.
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 
+/// Whoever asks for more than a day has a broken clock, or none.
+const RETRY_AFTER_BELIEVED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The wait before the second try where the provider names none; before the third it is four times as long.
 const BACKOFF: Duration = Duration::from_millis(250);
 
@@ -29,6 +32,10 @@ pub(super) fn backoff(tries_made: u32, jitter: u8) -> Duration {
 
 /// What the provider asks for by `Retry-After`: seconds, or a date.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    read_retry_after(headers, now).map(|wait| wait.min(RETRY_AFTER_BELIEVED_MAX))
+}
+
+fn read_retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
@@ -54,6 +61,7 @@ mod tests {
     #[test]
     fn retry_after_is_seconds_or_a_date() {
         check("7", Some(7));
+        check("18446744073709551615", Some(24 * 60 * 60));
         check("Fri, 06 Nov 2026 08:49:37 GMT", Some(7));
         check("Fri, 06 Nov 2026 08:00:00 GMT", Some(0));
         check("soon", None);

@@ -75,8 +75,8 @@ pub struct New {
     pub bot: Bot,
     /// What it writes to; absent at [`Place::Nowhere`].
     pub rows: Option<Rows>,
-    /// The path from the root to the reply's parent, oldest first, each message's active variant; messages without one
-    /// are left out. Only as much of its end as can matter, by `PATH_CHARS_PER_TOKEN`. Empty unless wanted.
+    /// The path from the root to the reply's parent, oldest first, each message's active variant; messages without any
+    /// text are left out. Only as much of its end as can matter, by `PATH_CHARS_PER_TOKEN`. Empty unless wanted.
     pub path: Vec<Beat>,
 }
 

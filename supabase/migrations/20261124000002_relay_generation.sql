@@ -160,7 +160,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     where p.taken = 0 or p.taken + m.len <= room
   )
   select coalesce(jsonb_agg(jsonb_build_object('role', role, 'content', content) order by depth desc), '[]')
-  from path where content is not null
+  from path where content <> ''
 $$;
 comment on function relay.path_above is
   'The texts of the path that ends with the message, oldest first: its last one, and before it as many as fit the room in characters.';
@@ -425,7 +425,10 @@ begin
     becomes_active := case outcome
       when 'complete' then true
       when 'stopped' then new_content <> ''
-      when 'interrupted' then not has_others
+      -- What is only announced, or being written, is nothing that the message could show.
+      when 'interrupted' then not exists (
+        select from public.relay_variants v where v.message_id = message.id and v.id <> generation.variant_id
+          and v.status not in ('pending', 'streaming'))
       else false end;
     if becomes_active then
       update public.relay_messages set active_variant_id = generation.variant_id where id = message.id;

@@ -106,6 +106,7 @@ async fn requests_that_ask_for_nothing_say_what_is_missing() {
         (json!({"conversation_id": story}), "`parent_id`"),
         (json!({"parent_id": 1}), "`conversation_id`"),
         (json!({"input": "  "}), "`input`"),
+        (json!({"input": "\0\r"}), "`input`"),
         (json!({"messages": []}), "`messages`"),
         (json!({"is_alternative": true}), "`alternative_id`"),
         (json!({"is_alternative": true, "alternative_id": 1}), "`stream_id`"),

@@ -163,6 +163,11 @@ async fn a_bot_is_made_read_changed_and_deleted() {
         user.patch(&path, &json!({"max_tokens": null})).await.ok(200)["max_tokens"],
         json!(null)
     );
+    user.patch(&path, &json!({"is_default": true, "context_size": 500})).await.ok(200);
+    let kept = json!({"is_default": null, "context_size": null, "name": null});
+    let kept = user.patch(&path, &kept).await.ok(200);
+    assert_eq!((&kept["is_default"], &kept["context_size"]), (&json!(true), &json!(500)));
+    user.patch(&path, &json!({"name": "\0"})).await.refused(400, "invalid_request");
     assert_eq!(user.get("/v1/bots").await.ok(200)["data"].as_array().unwrap().len(), 1);
     user.delete(&path).await.ok(204);
     user.get(&path).await.refused(403, "bot_not_found");

@@ -354,6 +354,11 @@ async fn the_path_has_active_texts_only_and_only_as_much_as_can_matter(store: Ar
     let path: Vec<_> = below.path.iter().map(|beat| beat.content.as_str()).collect();
     assert_eq!(path, ["u0", "edited", "u1", "u2"], "a message without an active text is left out");
 
+    let (_, rows) = story.ask("u3").await;
+    story.finish(&rows, Outcome::Complete, "").await;
+    let (new, _) = story.ask("u4").await;
+    assert!(new.path.iter().all(|beat| !beat.content.is_empty()), "{:?}", new.path);
+
     let story = Story::new(&store).await;
     let small = BotSettings { context_size: 10, ..BotSettings::demo() };
     let bot_id = Some(bot(&store, &story.user, small).await);

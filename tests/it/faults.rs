@@ -169,6 +169,12 @@ async fn html_with_status_200() {
 }
 
 #[tokio::test]
+async fn a_key_in_the_content_type() {
+    let header = format!("content-type: text/{PROVIDER_KEY}\r\n");
+    check(Script::answer(200, &header).end(), "", "provider_invalid").await;
+}
+
+#[tokio::test]
 async fn an_error_with_status_200() {
     let error = json!({"error": {"message": format!("bad key {PROVIDER_KEY}")}}).to_string();
     check(
@@ -219,7 +225,7 @@ async fn a_request_that_is_rejected_says_why_without_the_key() {
     let error = user.stream(json!({"input": "Go."})).await.error().await;
     assert_eq!(
         error["error"],
-        "The provider `scripted` rejected the request: max_tokens is too large for [key] [key]"
+        "The provider `scripted` rejected the request: max_tokens is too large for [key] [key]. Check the bot's settings."
     );
     assert_eq!((&error["code"], &error["retryable"]), (&json!("provider_rejected"), &json!(false)));
     relay.finish().await;

@@ -88,6 +88,19 @@ async fn retry_after_is_heeded_and_the_reader_notices_only_a_later_first_token()
     relay.finish().await;
 }
 
+/// A wait that would end after the time for the first token helps nobody.
+#[tokio::test]
+async fn a_wait_that_is_too_long_for_the_first_token_is_told_at_once() {
+    let provider = Provider::start().await;
+    provider.once(Script::answer(429, "retry-after: 9\r\n").end());
+    let relay = TestRelay::with(&provider).env("RELAY_FIRST_TOKEN_TIMEOUT", "5s").start().await;
+    let user = relay.user().await;
+    let error = user.stream(json!({"input": "Go."})).await.error().await;
+    assert_eq!(error["code"], "provider_rate_limited");
+    assert_eq!(provider.requests().len(), 1);
+    relay.finish().await;
+}
+
 #[tokio::test]
 async fn a_long_retry_after_is_told_and_not_waited_for() {
     let provider = Provider::start().await;

@@ -1,11 +1,13 @@
 //! The command line as an operator uses it. What each setting may look like is tested beside the settings.
 
+use std::pin::pin;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::provider::Provider;
+use crate::provider::{Provider, Script};
 use crate::relay::{Answer, TestRelay};
 
 fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
@@ -69,6 +71,24 @@ async fn a_database_that_another_relay_uses_is_left_to_it() {
     let output = run(&["serve"], &env);
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && errors.contains("another relay is using it"), "{errors}");
+    relay.finish().await;
+}
+
+/// Somebody looks into the file with a tool of their own, and holds its lock for a moment.
+#[tokio::test]
+async fn a_lock_that_another_process_holds_is_waited_for() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&["text"]));
+    let relay = TestRelay::with(&provider).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let other = rusqlite::Connection::open(relay.data().join("relay.db")).unwrap();
+    other.execute_batch("begin immediate").unwrap();
+    let mut told = pin!(user.told(story, "Go."));
+    let waiting = tokio::time::timeout(Duration::from_millis(500), &mut told).await;
+    assert!(waiting.is_err(), "saved under a lock");
+    other.execute_batch("commit").unwrap();
+    assert_eq!(told.await["saved"], true);
     relay.finish().await;
 }
 
@@ -138,6 +158,26 @@ async fn stories_are_readable_by_their_owner_alone() {
         let mode = std::fs::metadata(relay.data().join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
+    relay.finish().await;
+}
+
+#[test]
+fn a_token_that_no_relay_would_accept_is_not_printed() {
+    let output = run(&["token"], &[("RELAY_DATA", "memory")]);
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("SUPABASE_JWT_SECRET"));
+}
+
+/// The file alone is the whole database once the relay has ended, for whoever copies it.
+#[tokio::test]
+async fn a_relay_that_has_ended_leaves_one_file() {
+    let provider = Provider::start().await;
+    let mut relay = TestRelay::with(&provider).start().await;
+    relay.user().await.conversation().await;
+    relay.terminate();
+    relay.ended().await;
+    assert!(!relay.data().join("relay.db-wal").exists());
+    relay.start_again().await;
     relay.finish().await;
 }
 

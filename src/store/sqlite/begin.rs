@@ -281,7 +281,8 @@ fn path(
             ))
         })?;
         next = parent_id;
-        let Some(content) = content else { continue };
+        // An answer without text says nothing, and many providers refuse such a message.
+        let Some(content) = content.filter(|content| !content.is_empty()) else { continue };
         let chars = content.chars().count() as u64;
         if chars > left && !path.is_empty() {
             break;

@@ -25,6 +25,12 @@ const QUEUE_LEN: usize = 1_024;
 /// How long to wait for a place in a full queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Takes the write lock at once: a transaction that reads first and writes then does not wait for a lock that another
+/// process holds, but fails.
+const BEGIN_WRITING: &str = "begin immediate";
+
+const BEGIN_READING: &str = "begin";
+
 /// Pieces of work in one transaction: enough to share a flush, few enough that the first does not wait long.
 const BATCH_LEN_MAX: usize = 64;
 
@@ -34,16 +40,18 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prepared statements kept for each connection: more than there are in this store.
 const STATEMENTS_MAX: usize = 128;
 
-/// Does the work, and returns what answers for it once it is known whether the transaction was committed.
-type Job = Box<dyn FnOnce(&Connection) -> Answer + Send>;
+/// Does the work, if there is a transaction for it, and returns what answers for it once it is known whether that was
+/// committed.
+type Job = Box<dyn FnOnce(Result<&Connection, Error>) -> Answer + Send>;
 type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// An open database. Dropping it finishes the work that waits and closes the file.
 #[derive(Debug)]
 pub(super) struct Database {
-    writer: Worker,
-    /// Absent in memory, where another connection would see another database.
+    /// Absent in memory, where another connection would see another database. Closed before the writer: the last
+    /// connection moves the log into the file, and this one could not.
     reader: Option<Worker>,
+    writer: Worker,
     /// Held as long as the file is open: dropped last, after the threads have ended.
     _lock: Option<File>,
 }
@@ -74,8 +82,8 @@ impl Database {
             .and_then(|()| configure(&reader))
             .map_err(|error| cannot_open(path, &error))?;
         Ok(Self {
-            writer: Worker::start("sqlite-writer", writer)?,
-            reader: Some(Worker::start("sqlite-reader", reader)?),
+            writer: Worker::start("sqlite-writer", writer, BEGIN_WRITING)?,
+            reader: Some(Worker::start("sqlite-reader", reader, BEGIN_READING)?),
             _lock: Some(lock),
         })
     }
@@ -87,7 +95,11 @@ impl Database {
             Connection::open_in_memory().map_err(|error| cannot_open(memory, &error))?;
         schema::prepare(&mut writer).map_err(|error| cannot_open(memory, &error))?;
         configure(&writer).map_err(|error| cannot_open(memory, &error))?;
-        Ok(Self { writer: Worker::start("sqlite-writer", writer)?, reader: None, _lock: None })
+        Ok(Self {
+            writer: Worker::start("sqlite-writer", writer, BEGIN_WRITING)?,
+            reader: None,
+            _lock: None,
+        })
     }
 
     /// Runs `work` in a transaction and returns when that has been committed and flushed. Work that fails changes
@@ -109,11 +121,11 @@ impl Database {
 }
 
 impl Worker {
-    fn start(name: &str, connection: Connection) -> Result<Self, Error> {
+    fn start(name: &str, connection: Connection, begin: &'static str) -> Result<Self, Error> {
         let (jobs, queue) = mpsc::channel(QUEUE_LEN);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || work_off(&connection, queue))
+            .spawn(move || work_off(&connection, begin, queue))
             .map_err(Error::internal)?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
@@ -124,7 +136,7 @@ impl Worker {
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let result = in_savepoint(connection, work);
+            let result = connection.and_then(|connection| in_savepoint(connection, work));
             // Whoever asked may be gone; what was committed stays committed.
             Box::new(move |committed| drop(answer.send(committed.and(result))))
         });
@@ -149,17 +161,16 @@ impl Drop for Worker {
     }
 }
 
-fn work_off(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
+fn work_off(connection: &Connection, begin: &str, mut queue: mpsc::Receiver<Job>) {
     while let Some(first) = queue.blocking_recv() {
-        let begun = connection.execute_batch("begin");
-        let mut answers = vec![first(connection)];
+        let begun = connection.execute_batch(begin).map(|()| connection).map_err(Error::from);
+        let mut answers = vec![first(begun.clone())];
         while answers.len() < BATCH_LEN_MAX
             && let Ok(job) = queue.try_recv()
         {
-            answers.push(job(connection));
+            answers.push(job(begun.clone()));
         }
-        let committed =
-            begun.and_then(|()| connection.execute_batch("commit")).map_err(Error::from);
+        let committed = begun.and_then(|_| Ok(connection.execute_batch("commit")?));
         if committed.is_err() && !connection.is_autocommit() {
             // If even this fails, the next `begin` fails, and so does every answer after it.
             let _rolled_back = connection.execute_batch("rollback");

@@ -91,7 +91,7 @@ fn write(
     let (status, becomes_active) = match finish.outcome {
         Outcome::Complete => (Status::Complete, true),
         Outcome::Stopped => (Status::Stopped, has_text),
-        Outcome::Interrupted => (Status::Interrupted, !has_other_variants(connection, generation)?),
+        Outcome::Interrupted => (Status::Interrupted, !has_other_texts(connection, generation)?),
         Outcome::Failed | Outcome::Refused => (Status::Failed, false),
     };
     let json = |value: serde_json::Result<String>| value.map_err(Error::internal);
@@ -205,7 +205,8 @@ pub(super) fn interrupt_orphans(connection: &Connection) -> Result<u64, Error> {
     connection.execute(
         "update messages set active_variant_id = v.id from variants v
          where v.message_id = messages.id and v.status = 'streaming'
-           and not exists (select 1 from variants other where other.message_id = messages.id and other.id <> v.id)",
+           and not exists (select 1 from variants other where other.message_id = messages.id and other.id <> v.id
+                             and other.status not in ('pending', 'streaming'))",
         [],
     )?;
     connection.execute(
@@ -224,6 +225,16 @@ fn has_other_variants(connection: &Connection, generation: &Unfinished) -> Resul
     Ok(connection
         .prepare_cached(
             "select exists (select 1 from variants where message_id = ?1 and id <> ?2)",
+        )?
+        .query_row(params![generation.message_id, generation.variant_id], |row| row.get(0))?)
+}
+
+/// Whether there is something else that the message could show: what is only announced, or being written, is not.
+fn has_other_texts(connection: &Connection, generation: &Unfinished) -> Result<bool, Error> {
+    Ok(connection
+        .prepare_cached(
+            "select exists (select 1 from variants where message_id = ?1 and id <> ?2
+               and status not in ('pending', 'streaming'))",
         )?
         .query_row(params![generation.message_id, generation.variant_id], |row| row.get(0))?)
 }
