@@ -198,7 +198,7 @@ pub(crate) const TEMP_STREAM: &str = "temp-stream-";
 pub enum MessageRef {
     /// The message with this id.
     Id(MessageId),
-    /// The message that this stream wrote, or the stream with [`TEMP_STREAM`] before its name; on the wire
+    /// The message that this stream wrote, or the stream with `temp-stream-` before its name; on the wire
     /// `temp-stream-<stream id>`.
     Stream(StreamId),
 }
