@@ -3,18 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::auth::{KeySet, Verifier};
 use crate::bot::BotSettings;
-use crate::config::{Config, Database, Mode};
-use crate::error::Error;
+use crate::config::{Config, Data, Database, Mode};
+use crate::error::{Code, Error};
+use crate::event::Failure;
+use crate::journal::file::JournalFile;
 use crate::journal::memory::MemoryJournal;
+use crate::journal::{Recorder, Records};
 use crate::lifecycle::Tasks;
 use crate::limits::memory::MemoryLimits;
 use crate::prompt;
 use crate::provider::Providers;
 use crate::relay::Relay;
+use crate::replay;
+use crate::saving;
 use crate::store::Store;
 use crate::store::functions::FunctionStore;
 use crate::store::functions::postgres::PostgresFunctions;
@@ -29,8 +35,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// What cannot be opened, and what to do about it.
 pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
+    let file = Arc::new(open_journal(&config.data)?);
     let store = open_store(&config)?;
-    interrupt_orphans(&*store).await?;
+    recover(&file).await?;
     tell_of_absence(&*store).await;
     if let Database::Postgres(url) = &config.database
         && url.trusts_anybody()
@@ -47,16 +54,65 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     if let Some(key_set) = &key_set {
         tasks.serve(Arc::clone(key_set).keep_fresh());
     }
-    Ok(Arc::new(Relay {
+    let recorder = Recorder::new(Arc::clone(&file) as Arc<dyn Records>);
+    let relay = Arc::new(Relay {
         verifier: Verifier::new(config.auth.shared_secret.as_ref(), key_set, config.auth.issuers),
         limits: Box::new(MemoryLimits::new(config.rate_limit, config.max_streams_per_user)),
-        is_durable: !matches!(config.database, Database::Memory),
+        is_durable: !matches!(config.database, Database::Memory) && config.data != Data::Memory,
+        recorder,
+        outbox: file,
+        outbox_filled: Notify::new(),
         store,
         journal: Box::new(MemoryJournal::default()),
         providers,
         times: config.times,
         tasks,
-    }))
+    });
+    if let Database::Sqlite(_) = config.database {
+        // What was recorded is saved first, so that nobody sees an orphan where there is a text.
+        saving::work_off_due(&relay).await?;
+        interrupt_orphans(&*relay.store).await?;
+    }
+    let (recorder, tasks) = (Arc::clone(&relay.recorder), relay.tasks.clone());
+    relay.tasks.serve(async move { tasks.fail(recorder.run().await) });
+    relay.tasks.serve(saving::work_off(Arc::clone(&relay)));
+    Ok(relay)
+}
+
+/// The file of the data folder that what must survive the process is kept in.
+const JOURNAL_FILE: &str = "journal.db";
+
+fn open_journal(data: &Data) -> Result<JournalFile, Error> {
+    match data {
+        Data::Folder(folder) => JournalFile::open(&folder.join(JOURNAL_FILE)),
+        Data::Memory => JournalFile::open_in_memory(),
+    }
+}
+
+/// The journal's file of a relay that may be running, for an operator to look into.
+///
+/// # Errors
+/// With a message for the operator, if there is none.
+pub(crate) fn open_journal_beside(data: &Data) -> Result<JournalFile, Error> {
+    match data {
+        Data::Folder(folder) => JournalFile::open_beside(&folder.join(JOURNAL_FILE)),
+        Data::Memory => Err(Error::new(
+            Code::StoreUnavailable,
+            "RELAY_DATA is memory: the outbox is in the relay's own and nobody else's.",
+        )),
+    }
+}
+
+/// Ends what the last process was writing. Its text is in the outbox then, and soon in the database.
+async fn recover(file: &JournalFile) -> Result<(), Error> {
+    let recovered = file.recover(Failure::from(&replay::interrupted())).await?;
+    if recovered > 0 {
+        tracing::warn!(
+            generations = recovered,
+            "ended as interrupted what the last process was writing"
+        );
+    }
+    Ok(())
 }
 
 /// The store that `config` names. A file is opened; the others are called first when something is asked of them.
@@ -78,7 +134,7 @@ pub(crate) fn open_store(config: &Config) -> Result<Box<dyn Store>, Error> {
     })
 }
 
-/// The journal is in memory, so whatever the last process left unfinished has no writer.
+/// Whatever the last process had begun and not come to record has no writer, and no text.
 async fn interrupt_orphans(store: &dyn Store) -> Result<(), Error> {
     let interrupted = store.interrupt_orphans().await?;
     if interrupted > 0 {

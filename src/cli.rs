@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, Data, Mode, parse_duration};
 use crate::lifecycle::Signals;
+use crate::outbox::Outbox;
 use crate::{app, check, clock, dev, http, migrate, telemetry};
 
 /// Streams a language model's answers to a story app, and saves each of them exactly once.
@@ -35,6 +36,9 @@ enum Command {
     Check(CheckArgs),
     /// Bring the Postgres database of `RELAY_DATABASE_URL` to what this version needs
     Migrate,
+    /// Look after finished answers that the database did not take
+    #[command(subcommand)]
+    Outbox(OutboxCommand),
     /// Print an access token signed with the configured secret (or with that of `dev`)
     Token(TokenArgs),
 }
@@ -50,6 +54,17 @@ struct TokenArgs {
     /// Speak for a user who signed in anonymously
     #[arg(long)]
     anonymous: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum OutboxCommand {
+    /// List what waits and what was set aside: a line of JSON each, without any text
+    List,
+    /// Let what was set aside be tried again
+    Retry {
+        /// The `id` that `list` names; without one, all
+        id: Option<i64>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -69,6 +84,7 @@ pub fn run(cli: &Cli, lookup: impl Fn(&str) -> Option<String>) -> ExitCode {
         Command::Serve => serve(Mode::Serve, lookup),
         Command::Check(args) => check(args, lookup),
         Command::Migrate => migrate(lookup),
+        Command::Outbox(command) => outbox(command, lookup),
         Command::Token(args) => print_token(args, lookup),
     };
     match done {
@@ -93,6 +109,30 @@ fn migrate(lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for line in runtime.block_on(migrate::migrate(&url))? {
         writeln!(std::io::stdout(), "{line}")?;
+    }
+    Ok(())
+}
+
+/// Entries that are listed at most: more than the outbox holds by its bound.
+const LISTED_MAX: u32 = 100_000;
+
+fn outbox(command: &OutboxCommand, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
+    let file = app::open_journal_beside(&Config::data(lookup))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut out = std::io::stdout().lock();
+    match command {
+        OutboxCommand::List => {
+            for entry in runtime.block_on(file.list(LISTED_MAX))? {
+                writeln!(out, "{}", serde_json::to_string(&entry)?)?;
+            }
+        }
+        OutboxCommand::Retry { id } => {
+            let retried = runtime.block_on(file.retry(*id))?;
+            writeln!(
+                out,
+                "{retried} will be tried again, by the relay that runs or at its next start"
+            )?;
+        }
     }
     Ok(())
 }
@@ -147,10 +187,16 @@ async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
         relay.tasks.shut_down(relay.times.drain, signals.next()).await;
         closing.cancel();
     };
-    tokio::join!(
-        http::listener::serve(listener, http::router(Arc::clone(&relay), origins), closing.clone()),
-        until_signal
-    );
+    let router = http::router(Arc::clone(&relay), origins);
+    let served = async {
+        tokio::join!(http::listener::serve(listener, router, closing.clone()), until_signal);
+    };
+    tokio::select! {
+        () = served => {}
+        // At once, and without a word to anybody: what is not on disk yet was not promised.
+        error = relay.tasks.failed() => return Err(error.into()),
+    }
+    relay.recorder.flush().await?;
     info!("stopped");
     Ok(())
 }

@@ -112,7 +112,7 @@ pub struct Done {
     pub finish_reason: Option<String>,
     /// What it used.
     pub usage: Usage,
-    /// True: the text is in the database. Absent: nothing was to be saved.
+    /// True: the text is in the database. False: it is in the outbox and will be. Absent: nothing was to be saved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub saved: Option<bool>,
 }
@@ -147,7 +147,8 @@ pub struct Failed {
     pub stream_id: StreamId,
     /// The message that holds the text so far; absent if there is none.
     pub message_id: Option<MessageId>,
-    /// True: the text so far is in the database. False: it could not be saved. Absent: nothing was to be saved.
+    /// True: the text so far is in the database. False: it is in the outbox and will be. Absent: nothing was to be saved,
+    /// or it could not be.
     pub saved: Option<bool>,
 }
 

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use secrecy::SecretString;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -17,26 +18,21 @@ use crate::error::{Code, Error};
 use crate::event::{Done, DoneStatus, End, Failed, Failure, Start, Usage};
 use crate::journal::{Control, Watch, Writer};
 use crate::limits::Permit;
+use crate::outbox::Name;
 use crate::prompt;
 use crate::provider::{Batch, Call, Completed, Completion, Progress};
 use crate::relay::{Relay, Times};
 use crate::replay;
-use crate::store::{Finish, Finished, Outcome, Rows};
-
-/// How often a save is tried. The waits between add up to some three seconds: long enough for a database that is busy,
-/// short enough for a reader who waits for the receipt.
-const SAVE_TRIES: u32 = 6;
-
-/// The wait after the first failed save; each further one is twice as long.
-const SAVE_BACKOFF: Duration = Duration::from_millis(100);
+use crate::saving::{self, Saved};
+use crate::store::{Finish, Outcome};
 
 /// A generation that is ready to run.
 #[derive(Debug)]
 pub(crate) struct Generation {
     /// Its first event.
     pub(crate) start: Start,
-    /// What it writes to; absent if nothing is saved.
-    pub(crate) rows: Option<Rows>,
+    /// What it is saved with; absent if nothing is saved.
+    pub(crate) write_token: Option<SecretString>,
     /// What the provider is asked.
     pub(crate) call: Call,
     /// Whether readers see what the model thinks.
@@ -59,7 +55,7 @@ enum Ending {
 
 /// Runs a generation to its end. When this returns, its text is saved and its followers have been told.
 pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
-    let Generation { start, rows, call, shows_reasoning, is_announced, permit } = generation;
+    let Generation { start, write_token, call, shows_reasoning, is_announced, permit } = generation;
     writer.open(start.clone());
     // A bug must end one answer and not the relay, and must not leave a variant that streams for ever.
     let streamed =
@@ -70,16 +66,11 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
 
     let (reasoning, content) = writer.texts();
     let usage = usage(&ending, &call, &reasoning, &content).await;
-    let saved = match rows {
-        Some(rows) => {
-            let finish = finish(
-                rows.write_token,
-                &ending,
-                Texts { content, reasoning },
-                usage,
-                &start.model,
-            );
-            Some(save(relay, &finish).await)
+    let saved = match write_token {
+        Some(write_token) => {
+            let finish =
+                finish(write_token, &ending, Texts { content, reasoning }, usage, &start.model);
+            Some(saving::save(relay, &Name::of(writer.log()), &finish).await)
         }
         None => None,
     };
@@ -87,12 +78,18 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
     drop(permit);
     let mut unread = None;
     let end = match (ending, saved.transpose()) {
-        (_, Err(error)) => End::Failed(Failed {
-            failure: Failure::from(&error),
-            stream_id: start.stream_id,
-            message_id: start.message_id,
-            saved: Some(false),
-        }),
+        (_, Err(error)) => {
+            if error.code() == Code::Internal {
+                // What is recorded is all that is left of it.
+                writer.leave_record();
+            }
+            End::Failed(Failed {
+                failure: Failure::from(&error),
+                stream_id: start.stream_id,
+                message_id: None,
+                saved: None,
+            })
+        }
         (Ending::Complete(completed, completion), Ok(saved)) => {
             unread = Some(completion);
             End::Done(Done {
@@ -112,23 +109,6 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
     if let Some(completion) = unread {
         completion.drain().await;
     }
-}
-
-/// Undoes what was begun for a turn that cannot be run. If even that fails, its variant is read as interrupted once its
-/// time is over.
-pub(crate) async fn refuse(relay: &Relay, rows: Rows, model: &str) {
-    let finish = Finish {
-        write_token: rows.write_token,
-        outcome: Outcome::Refused,
-        content: String::new(),
-        reasoning: String::new(),
-        finish_reason: None,
-        usage: None,
-        failure: None,
-        model: model.to_owned(),
-    };
-    // Logged where it failed; the caller is told why the turn was refused, which is what can be acted on.
-    let _undone = save(relay, &finish).await;
 }
 
 /// Passes the provider's text on until something ends it.
@@ -206,7 +186,7 @@ struct Texts {
 }
 
 fn finish(
-    write_token: secrecy::SecretString,
+    write_token: SecretString,
     ending: &Ending,
     texts: Texts,
     usage: Usage,
@@ -234,29 +214,6 @@ fn finish(
     }
 }
 
-/// Saves, with a few tries. `finish` is idempotent, so a try whose answer was lost does no harm.
-async fn save(relay: &Relay, finish: &Finish) -> Result<Finished, Error> {
-    let mut backoff = SAVE_BACKOFF;
-    for attempt in 1.. {
-        match relay.store.finish(finish).await {
-            Ok(finished) => return Ok(finished),
-            Err(error) if error.code() == Code::StoreUnavailable && attempt < SAVE_TRIES => {
-                warn!(attempt, %error, "save failed, will be tried again");
-                sleep(backoff).await;
-                backoff *= 2;
-            }
-            Err(error) => {
-                error!(attempt, %error, "save failed for good");
-                break;
-            }
-        }
-    }
-    Err(Error::new(
-        Code::NotSaved,
-        "The answer could not be saved. Copy what you want to keep, and ask again.",
-    ))
-}
-
 /// The provider's count, or the relay's own if there is none.
 async fn usage(ending: &Ending, call: &Call, reasoning: &str, content: &str) -> Usage {
     if let Ending::Complete(Completed { usage: Some(usage), .. }, _) = ending {
@@ -281,10 +238,14 @@ fn done(
     is_announced: bool,
     status: DoneStatus,
     usage: Usage,
-    saved: Option<Finished>,
+    saved: Option<Saved>,
 ) -> Done {
-    let (message_id, variant_id) =
-        saved.map_or((None, None), |finished| (finished.message_id, finished.variant_id));
+    let (message_id, variant_id) = match saved {
+        Some(Saved::Stored(finished)) => (finished.message_id, finished.variant_id),
+        // What will become of its rows is not known yet.
+        Some(Saved::Waiting) => (start.message_id, start.variant_id),
+        None => (None, None),
+    };
     Done {
         stream_id: start.stream_id,
         message_id: message_id.filter(|_| !is_announced),
@@ -293,16 +254,20 @@ fn done(
         status,
         finish_reason: None,
         usage,
-        saved: saved.map(|_| true),
+        saved: saved.map(|saved| matches!(saved, Saved::Stored(_))),
     }
 }
 
-fn failed(start: Start, error: &Error, saved: Option<Finished>) -> Failed {
+fn failed(start: Start, error: &Error, saved: Option<Saved>) -> Failed {
     Failed {
         failure: Failure::from(error),
         stream_id: start.stream_id,
-        message_id: saved.and_then(|finished| finished.message_id),
-        saved: saved.map(|_| true),
+        message_id: match saved {
+            Some(Saved::Stored(finished)) => finished.message_id,
+            Some(Saved::Waiting) => start.message_id,
+            None => None,
+        },
+        saved: saved.map(|saved| matches!(saved, Saved::Stored(_))),
     }
 }
 

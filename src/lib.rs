@@ -5,10 +5,12 @@
 //! order, and each may use those above it and none below, but for [`app`], which knows all.
 //!
 //! - Vocabulary, pure: [`id`], [`error`], [`event`], [`bot`], [`story`], [`text`], [`clock`], [`prompt`].
+//! - What ports are kept in: `sqlite`.
 //! - Ports, each a folder with its contract in `mod.rs` and one adapter a file: [`auth`], [`limits`], [`provider`],
-//!   [`journal`], [`store`].
+//!   [`journal`], [`outbox`], [`store`].
 //! - What holds them: [`relay`], and [`lifecycle`], which every task runs under.
-//! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`replay`] puts one together that is over.
+//! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`saving`] brings it home,
+//!   [`replay`] puts one together that is over.
 //! - Faces: [`http`].
 //! - Composition: [`config`], [`app`], [`telemetry`], [`dev`], [`check`], [`migrate`], [`cli`].
 
@@ -21,9 +23,12 @@ pub mod prompt;
 pub mod story;
 pub mod text;
 
+mod sqlite;
+
 pub mod auth;
 pub mod journal;
 pub mod limits;
+pub mod outbox;
 pub mod provider;
 pub mod store;
 
@@ -32,6 +37,7 @@ pub mod relay;
 
 pub mod generation;
 pub mod replay;
+pub mod saving;
 pub mod turn;
 
 pub mod http;

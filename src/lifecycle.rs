@@ -4,12 +4,15 @@
 //! saved. A second signal goes straight to the second step.
 
 use std::future::Future;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
+
+use crate::error::Error;
 
 /// How long ended generations may take to save and to tell their followers before the process ends all the same.
 /// A save is tried for some three seconds.
@@ -22,6 +25,14 @@ pub struct Tasks {
     services: TaskTracker,
     draining: CancellationToken,
     ending: CancellationToken,
+    failure: Arc<Failing>,
+}
+
+/// Why the process cannot go on.
+#[derive(Debug, Default)]
+struct Failing {
+    happened: CancellationToken,
+    error: OnceLock<Error>,
 }
 
 impl Tasks {
@@ -34,6 +45,20 @@ impl Tasks {
     pub fn serve(&self, service: impl Future<Output = ()> + Send + 'static) {
         let ending = self.ending.clone();
         self.services.spawn(async move { ending.run_until_cancelled(service).await });
+    }
+
+    /// Ends the process: it cannot keep what it promises. It is better started anew, on what its disk really has.
+    pub fn fail(&self, error: Error) {
+        error!(%error, "the process cannot go on");
+        // The first is the cause of the others.
+        let _first = self.failure.error.set(error);
+        self.failure.happened.cancel();
+    }
+
+    /// Returns when the process cannot go on, and why.
+    pub async fn failed(&self) -> Error {
+        self.failure.happened.cancelled().await;
+        self.failure.error.get().cloned().unwrap_or_else(|| Error::internal("no reason"))
     }
 
     /// Whether no new work may begin.

@@ -1,13 +1,16 @@
 //! The relay as the spine and the faces see it: ports, and nothing of what stands behind them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use crate::auth::Verifier;
-use crate::journal::Journal;
+use crate::journal::{Journal, Recorder};
 use crate::lifecycle::Tasks;
 use crate::limits::Limits;
+use crate::outbox::Outbox;
 use crate::provider::Providers;
 use crate::store::Store;
 
@@ -21,6 +24,12 @@ pub struct Relay {
     pub store: Box<dyn Store>,
     /// Where generations are while they run, and some time after.
     pub journal: Box<dyn Journal>,
+    /// What makes the journal survive the process.
+    pub recorder: Arc<Recorder>,
+    /// Where finished answers wait for the database.
+    pub outbox: Arc<dyn Outbox>,
+    /// Notified when something was put there.
+    pub outbox_filled: Notify,
     /// Who answers.
     pub providers: Providers,
     /// How long things may take.

@@ -45,6 +45,14 @@ pub(crate) fn interrupted() -> Error {
     )
 }
 
+/// What is said of a stream that neither the journal nor the database knows.
+pub(crate) fn not_found() -> Error {
+    Error::new(
+        Code::StreamNotFound,
+        "There is no such stream of yours. One that saved nothing is forgotten ten minutes after its end.",
+    )
+}
+
 fn lost() -> Error {
     Error::new(
         Code::Interrupted,

@@ -24,8 +24,8 @@ use crate::limits::Permit;
 use crate::prompt::{self, Additions};
 use crate::provider::{Call, Request};
 use crate::relay::Relay;
-use crate::replay;
-use crate::store::{Begin, Begun, New, Place};
+use crate::saving;
+use crate::store::{Begin, Begun, New, Place, new_write_token};
 use crate::story::{Beat, Role};
 
 /// What a caller is told to wait while the relay is restarted: about as long as a restart takes.
@@ -86,7 +86,11 @@ pub async fn start(relay: &Arc<Relay>, caller: Principal, turn: Turn) -> Result<
 }
 
 async fn run(relay: Arc<Relay>, caller: Principal, turn: Turn, writer: Writer) {
-    let opened = match relay.limits.admit(&caller) {
+    let admitted = match saving::has_room(&relay).await {
+        Ok(()) => relay.limits.admit(&caller),
+        Err(error) => Err(error),
+    };
+    let opened = match admitted {
         Ok(permit) => open(&relay, &caller, turn, &writer, permit).await,
         Err(error) => Err(error),
     };
@@ -109,17 +113,25 @@ async fn open(
     writer: &Writer,
     permit: Permit,
 ) -> Result<Opened, Error> {
-    let begin = turn.begin(writer.log().fingerprint(), relay.times.expiry(clock::now()));
-    let New { bot, rows, path } = match relay.store.begin(caller, &begin).await? {
-        Begun::Existing(saved) => return Ok(Opened::Over(Box::new(replay::ended(*saved)?))),
-        Begun::New(new) => *new,
+    let begin = turn.begin(writer.log().fingerprint(), relay.times.expiry(clock::now()))?;
+    // First of all, so that whatever happens from here on somebody can end what was begun.
+    saving::record(relay, writer, &begin).await?;
+    let New { bot, rows, path } = match relay.store.begin(caller, &begin).await {
+        Ok(Begun::New(new)) => *new,
+        Ok(Begun::Existing(saved)) => {
+            return Ok(Opened::Over(Box::new(saving::ended(relay, caller, *saved).await?)));
+        }
+        Err(error) => {
+            saving::take_back_if_begun(relay, writer, &begin, &error).await?;
+            return Err(error);
+        }
     };
     let is_announced = matches!(turn.ask.place, Place::Announced { .. });
     let call = match prepare(relay, &bot.settings, turn.ask, path).await {
         Ok(call) => call,
         Err(error) => {
-            if let Some(rows) = rows {
-                generation::refuse(relay, rows, &bot.settings.model).await;
+            if rows.is_some() {
+                saving::take_back(relay, writer, &begin).await;
             }
             return Err(error);
         }
@@ -136,7 +148,7 @@ async fn open(
     let shows_reasoning = bot.settings.show_reasoning;
     Ok(Opened::New(Box::new(Generation {
         start,
-        rows,
+        write_token: rows.map(|_| begin.write_token),
         call,
         shows_reasoning,
         is_announced,
@@ -176,15 +188,16 @@ async fn prepare(
 }
 
 impl Turn {
-    fn begin(&self, fingerprint: &str, expires_at: Timestamp) -> Begin {
-        Begin {
+    fn begin(&self, fingerprint: &str, expires_at: Timestamp) -> Result<Begin, Error> {
+        Ok(Begin {
             stream_id: self.stream_id.clone(),
             fingerprint: fingerprint.to_owned(),
             place: self.ask.place.clone(),
             bot_id: self.ask.bot_id,
             wants_path: self.ask.messages.is_none(),
             expires_at,
-        }
+            write_token: new_write_token()?,
+        })
     }
 }
 

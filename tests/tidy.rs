@@ -11,9 +11,10 @@ const LINES_MAX: usize = 500;
 /// The layers, lowest first. A module may use those of its own layer and of lower ones.
 const LAYERS: &[&[&str]] = &[
     &["bot", "clock", "error", "event", "id", "prompt", "story", "text"],
-    &["auth", "journal", "limits", "provider", "store"],
+    &["sqlite"],
+    &["auth", "journal", "limits", "outbox", "provider", "store"],
     &["lifecycle", "relay"],
-    &["generation", "replay", "turn"],
+    &["generation", "replay", "saving", "turn"],
     &["http"],
     &["app", "check", "cli", "config", "dev", "migrate", "telemetry"],
 ];
@@ -27,7 +28,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("reqwest", &["src/auth/key_set.rs", "src/provider/", "src/store/functions/postgrest.rs"]),
     ("tiktoken_rs", &["src/prompt.rs"]),
     ("jsonwebtoken", &["src/auth/"]),
-    ("rusqlite", &["src/store/sqlite/"]),
+    ("rusqlite", &["src/journal/file/", "src/sqlite/", "src/store/sqlite/"]),
     ("tokio_postgres", &["src/migrate/", "src/store/functions/postgres"]),
     ("deadpool_postgres", &["src/store/functions/postgres.rs"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),

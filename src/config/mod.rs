@@ -153,6 +153,11 @@ impl Config {
 }
 
 impl Config {
+    /// The one setting that `outbox` needs.
+    pub fn data(lookup: impl Fn(&str) -> Option<String>) -> Data {
+        Reader::new(&lookup).data()
+    }
+
     /// The one setting that `migrate` needs.
     ///
     /// # Errors

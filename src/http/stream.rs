@@ -13,12 +13,13 @@ use tokio::time::timeout;
 use super::extract::{Id, Json, Parameters, invalid};
 use super::sse::{self, LAST_EVENT_ID};
 use crate::auth::Principal;
-use crate::error::{Code, Error};
+use crate::error::Error;
 use crate::event::Seq;
 use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
 use crate::journal::{Log, Opening, Running};
 use crate::relay::Relay;
 use crate::replay;
+use crate::saving;
 use crate::store::{Page, Place, SavedStream};
 use crate::story::{Beat, Role};
 use crate::text;
@@ -126,7 +127,7 @@ pub(super) async fn stop(
         log.request_stop();
         let _elapsed = timeout(STOP_WAIT, log.ended()).await;
     } else if relay.store.find_stream(&caller, &stream_id).await?.is_none() {
-        return Err(stream_not_found());
+        return Err(replay::not_found());
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -147,7 +148,7 @@ pub(super) async fn message(
         .find_stream(&caller, &stream_id)
         .await?
         .map(JsonResponse)
-        .ok_or_else(stream_not_found)
+        .ok_or_else(replay::not_found)
 }
 
 /// The log of a stream that the journal has forgotten, from the database.
@@ -156,14 +157,12 @@ async fn rebuild(
     caller: &Principal,
     stream_id: StreamId,
 ) -> Result<Arc<Log>, Error> {
-    let saved = relay.store.find_stream(caller, &stream_id).await?.ok_or_else(stream_not_found)?;
-    let opening = Opening {
-        owner: caller.user(),
-        stream_id,
-        fingerprint: String::new(),
-        started_at: saved.created_at,
-    };
-    Ok(Log::rebuilt(opening, replay::ended(saved)?))
+    let saved = relay.store.find_stream(caller, &stream_id).await?.ok_or_else(replay::not_found)?;
+    let started_at = saved.created_at;
+    let ended = saving::ended(relay, caller, saved).await?;
+    let opening =
+        Opening { owner: caller.user(), stream_id, fingerprint: String::new(), started_at };
+    Ok(Log::rebuilt(opening, ended))
 }
 
 /// Where a reader wants to go on. A browser that reconnects by itself repeats the address it first called, so what its
@@ -179,13 +178,6 @@ fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Seq>, Error
     is_number.then(|| Some(cursor.parse().unwrap_or(Seq::MAX))).ok_or_else(|| {
         invalid("`Last-Event-ID` (or `after`) must be the `id` of an event of this stream: a whole number.")
     })
-}
-
-fn stream_not_found() -> Error {
-    Error::new(
-        Code::StreamNotFound,
-        "There is no such stream of yours. One that saved nothing is forgotten ten minutes after its end.",
-    )
 }
 
 impl StartBody {

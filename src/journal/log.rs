@@ -9,6 +9,7 @@ use std::task::{Poll, Waker};
 
 use tokio::time::Instant;
 
+use super::recorder::{BATCH_LEN, Piece, Recorder, Recording};
 use super::{Opening, Running};
 use crate::error::Error;
 use crate::event::{End, Kind, SEQ_START, Seq, Start};
@@ -51,6 +52,8 @@ pub(super) struct State {
     pub(super) stop_requested: bool,
     /// Whoever watches for the writer what followers want.
     pub(super) writer: Option<Waker>,
+    /// Absent where nothing survives the process.
+    pub(super) recording: Option<Recording>,
 }
 
 #[derive(Debug, Clone)]
@@ -168,7 +171,49 @@ impl State {
     }
 }
 
+/// What the recorder has to be told once the lock is gone.
+pub(super) enum Recall {
+    Nothing,
+    Fill(Arc<Recorder>),
+    Hurry(Arc<Recorder>),
+}
+
+impl State {
+    /// Notes that text was added.
+    pub(super) fn recall(&mut self) -> Recall {
+        let len = self.text.len();
+        match &mut self.recording {
+            Some(recording) if !recording.is_queued && len > recording.recorded => {
+                recording.is_queued = true;
+                Recall::Fill(Arc::clone(&recording.recorder))
+            }
+            Some(recording) if !recording.is_hurried && len - recording.recorded >= BATCH_LEN => {
+                recording.is_hurried = true;
+                Recall::Hurry(Arc::clone(&recording.recorder))
+            }
+            _ => Recall::Nothing,
+        }
+    }
+}
+
 impl Log {
+    /// Adds what is not copied yet to `pieces`, and takes it for copied.
+    pub(super) fn take_unrecorded(&self, pieces: &mut Vec<Piece>) {
+        let mut state = self.lock();
+        let Some(recording) = &mut state.recording else { return };
+        recording.is_queued = false;
+        recording.is_hurried = false;
+        let (record, mut begin) = (recording.record, recording.recorded);
+        while begin < state.text.len() {
+            let (kind, end) = state.run_at(begin);
+            pieces.push(Piece { record, begin, kind, text: state.text[begin..end].to_owned() });
+            begin = end;
+        }
+        if let Some(recording) = &mut state.recording {
+            recording.recorded = begin;
+        }
+    }
+
     pub(super) fn new(opening: Opening) -> Arc<Self> {
         let state = State {
             phase: Phase::Opening,
@@ -178,6 +223,7 @@ impl Log {
             followers: Followers::new(),
             stop_requested: false,
             writer: None,
+            recording: None,
         };
         Arc::new(Self { opening, state: Mutex::new(state) })
     }

@@ -6,9 +6,11 @@
 //!
 //! The port is [`Journal`]: which logs there are, and who may write them.
 
+pub mod file;
 mod follower;
 mod log;
 pub mod memory;
+mod recorder;
 mod writer;
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use crate::id::{ConversationId, MessageId, StreamId, UserId, VariantId};
 
 pub use follower::{Follower, View};
 pub use log::{Ended, Log};
+pub use recorder::{Piece, RecordId, Recorder, Records};
 pub use writer::{Control, Watch, Writer};
 
 /// What a generation is known by before it has begun.

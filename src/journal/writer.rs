@@ -5,7 +5,8 @@ use std::task::Poll;
 
 use tokio::time::Instant;
 
-use super::log::{Ended, Log, Phase, State, TEXT_LEN_MAX};
+use super::log::{Ended, Log, Phase, Recall, State, TEXT_LEN_MAX};
+use super::recorder::{RecordId, Recorder, Recording};
 use crate::error::{Code, Error};
 use crate::event::{End, Failed, Failure, Kind, Start};
 
@@ -46,7 +47,7 @@ impl Writer {
 
     /// Says that the generation cannot begin, to all who attached. Its name is free again.
     pub fn refuse(self, error: Error) {
-        self.change(|state| {
+        self.change_last(|state| {
             if matches!(state.phase, Phase::Opening) {
                 state.phase = Phase::Refused(error);
             }
@@ -74,7 +75,7 @@ impl Writer {
         if len == 0 {
             return Ok(());
         }
-        self.change(|state| {
+        let recall = self.change(|state| {
             if state.text.len() + len > TEXT_LEN_MAX {
                 return Err(Error::new(
                     Code::ProviderInvalid,
@@ -84,8 +85,27 @@ impl Writer {
             for (kind, text) in pieces.filter(|(_, text)| !text.is_empty()) {
                 state.push(kind, text);
             }
-            Ok(())
-        })
+            Ok(state.recall())
+        })?;
+        match recall {
+            Recall::Nothing => {}
+            Recall::Fill(recorder) => recorder.fill(&self.log),
+            Recall::Hurry(recorder) => recorder.hurry(),
+        }
+        Ok(())
+    }
+
+    /// From now on the text is copied to `record`, until the generation has ended.
+    pub fn record(&self, recorder: &Arc<Recorder>, record: RecordId) {
+        let recorder = Arc::clone(recorder);
+        let recording =
+            Recording { recorder, record, recorded: 0, is_queued: false, is_hurried: false };
+        self.log.lock().recording = Some(recording);
+    }
+
+    /// Leaves what was recorded as it is: the generation did not come to an end that is safe.
+    pub fn leave_record(&self) {
+        self.log.lock().recording = None;
     }
 
     /// All reasoning and all content that was appended.
@@ -97,7 +117,7 @@ impl Writer {
 
     /// Fills in a generation that turned out to be over.
     pub fn replay(self, ended: Ended) {
-        self.change(|state| state.replay(ended));
+        self.change_last(|state| state.replay(ended));
     }
 
     /// What followers want. One watch at a time.
@@ -112,13 +132,24 @@ impl Writer {
     }
 
     fn end_with(&self, end: End) {
-        self.change(|state| {
+        self.change_last(|state| {
             if let Phase::Open(start) = &state.phase {
                 state.phase = Phase::Ended(Arc::clone(start), Arc::new(end), Instant::now());
                 // What is read for ten minutes more need not hold room to grow.
                 state.text.shrink_to_fit();
             }
         });
+    }
+
+    /// The last change of all, after which there is nothing to recover.
+    fn change_last(&self, change: impl FnOnce(&mut State)) {
+        let recording = self.change(|state| {
+            change(state);
+            state.recording.take()
+        });
+        if let Some(recording) = recording {
+            recording.recorder.end(recording.record);
+        }
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -167,6 +198,7 @@ impl Drop for Writer {
         let lost = || Error::internal("the task of a generation ended without an end");
         let phase = self.log.lock().phase.clone();
         match phase {
+            // What was recorded stays: it may be all that is left.
             Phase::Opening => self.change(|state| state.phase = Phase::Refused(lost())),
             Phase::Open(start) => self.end_with(End::Failed(Failed {
                 failure: Failure::from(&lost()),

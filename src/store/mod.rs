@@ -25,7 +25,7 @@ use crate::story::{Conversation, Message, Tree};
 
 pub use model::{
     Announced, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, New, Outcome, Page,
-    Place, Rows, SavedStream,
+    Place, Rows, SavedStream, new_write_token,
 };
 
 /// The database, as the relay sees it.
@@ -49,7 +49,7 @@ pub trait Store: Send + Sync + 'static {
     /// `StreamIdReused`, `StoreUnavailable`.
     async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<Begun, Error>;
 
-    /// Ends the generation that `finish.write_token` was given out for, as the table of states in the design has it.
+    /// Ends the generation that was begun with `finish.write_token`, as the table of states in the design has it.
     ///
     /// Needs no caller: it works after the caller's access token has expired. Repeated with the same write token it
     /// changes nothing and answers as it did the first time.

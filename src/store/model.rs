@@ -1,10 +1,12 @@
 //! The arguments and answers of the database contract.
 
 use jiff::Timestamp;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::bot::Bot;
+use crate::error::Error;
 use crate::event::{BotRef, Failure, Usage};
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
 use crate::story::{Beat, Role, Status};
@@ -57,6 +59,29 @@ pub struct Begin {
     pub wants_path: bool,
     /// When the generation must have ended.
     pub expires_at: Timestamp,
+    /// What [`super::Store::finish`] will ask for: random, and used for this call alone. The caller has it before the
+    /// store does, so that a generation can be ended by whoever never heard that it has begun.
+    pub write_token: SecretString,
+}
+
+/// A write token that nobody else has.
+///
+/// # Errors
+/// Internal, if the operating system has no random bytes.
+pub fn new_write_token() -> Result<SecretString, Error> {
+    let mut token = [0; 32];
+    getrandom::fill(&mut token).map_err(Error::internal)?;
+    Ok(SecretString::from(hex(&token)))
+}
+
+/// What a store keeps of a write token.
+pub(super) fn hash(write_token: &SecretString) -> [u8; 32] {
+    Sha256::digest(write_token.expose_secret()).into()
+}
+
+/// In hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What has begun.
@@ -91,8 +116,6 @@ pub struct Rows {
     pub variant_id: VariantId,
     /// The user's message that was saved with it.
     pub user_message_id: Option<MessageId>,
-    /// What [`super::Store::finish`] asks for. The store keeps only its hash.
-    pub write_token: SecretString,
 }
 
 /// How a generation ended, as a store is told.
@@ -111,10 +134,33 @@ pub enum Outcome {
     Refused,
 }
 
+impl Outcome {
+    const ALL: [Self; 5] =
+        [Self::Complete, Self::Stopped, Self::Interrupted, Self::Failed, Self::Refused];
+
+    /// The word for it, where it is written down.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Stopped => "stopped",
+            Self::Interrupted => "interrupted",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// What the word means.
+    #[must_use]
+    pub fn of(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == word)
+    }
+}
+
 /// The end of a generation.
 #[derive(Debug, Clone)]
 pub struct Finish {
-    /// From [`Rows::write_token`].
+    /// That of [`Begin::write_token`].
     pub write_token: SecretString,
     /// How it ended.
     pub outcome: Outcome,
@@ -128,7 +174,7 @@ pub struct Finish {
     pub usage: Option<Usage>,
     /// Why it failed.
     pub failure: Option<Failure>,
-    /// The model that wrote it.
+    /// The model that wrote it; empty: the one that began.
     pub model: String,
 }
 

@@ -504,19 +504,28 @@ end
 $$;
 comment on function relay_v0.saved_stream is 'What is saved of the user''s stream; null if there is none.';
 
--- Gives the write token of the generation out, in place of the one that was given out before.
-create or replace function relay_v0.give_write_token(generation_id bigint) returns text
+-- Gives the write token of the generation out, in place of the one that was given out before. A relay that brings the
+-- hash of its own keeps that token where it survives the relay: it can end the generation though it never came to hear
+-- of this answer.
+create or replace function relay_v0.give_write_token(generation_id bigint, own_hash text) returns text
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   -- Two random UUIDs have 244 bits of the operating system's randomness.
   token text := replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
 begin
+  if own_hash is not null then
+    if own_hash !~ '^[0-9a-f]{64}$' then
+      perform relay_v0.refuse(400, 'invalid_request');
+    end if;
+    update relay_v0.generations set write_token_hash = decode(own_hash, 'hex') where id = generation_id;
+    return null;
+  end if;
   update relay_v0.generations set write_token_hash = sha256(convert_to(token, 'UTF8')) where id = generation_id;
   return token;
 end
 $$;
 comment on function relay_v0.give_write_token is
-  'A new write token for the generation, of which the row keeps the hash.';
+  'A new write token for the generation, of which the row keeps the hash; null if the caller has one of their own.';
 
 -- As the Python relay left them.
 create or replace function relay_v0.insert_alternative(message public.messages, stream_id text) returns integer
@@ -658,7 +667,7 @@ begin
     'rows', jsonb_build_object(
       'conversation_id', conversation.id, 'message_id', generation.message_id,
       'variant_id', coalesce(generation.alternative_id, relay_v0.own_variant_id(generation.message_id)),
-      'user_message_id', generation.user_message_id, 'write_token', relay_v0.give_write_token(generation.id)),
+      'user_message_id', generation.user_message_id, 'write_token', relay_v0.give_write_token(generation.id, args ->> 'write_token_hash')),
     'path', case when (args ->> 'wants_path')::boolean
       then relay_v0.path_above(
         uid, conversation.id,
@@ -753,7 +762,7 @@ begin
     status = outcome, reasoning = case when is_left then coalesce(args ->> 'reasoning', '') else '' end,
     finish_reason = args ->> 'finish_reason',
     usage = nullif(args -> 'usage', 'null'), error = nullif(args -> 'failure', 'null'),
-    model = coalesce(args ->> 'model', model), result = generation.result, ended_at = clock_timestamp(),
+    model = coalesce(nullif(args ->> 'model', ''), model), result = generation.result, ended_at = clock_timestamp(),
     stream_id = case when is_left then stream_id end
     where id = generation.id;
   -- Answers that nobody asks for any more.

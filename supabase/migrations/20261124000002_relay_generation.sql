@@ -196,18 +196,27 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function relay.saved_stream is 'What is saved of the user''s stream; null if there is none.';
 
--- Gives the write token of the generation out, in place of the one that was given out before.
-create function relay.give_write_token(generation_id bigint) returns text
+-- Gives the write token of the generation out, in place of the one that was given out before. A relay that brings the
+-- hash of its own keeps that token where it survives the relay: it can end the generation though it never came to hear
+-- of this answer.
+create function relay.give_write_token(generation_id bigint, own_hash text) returns text
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   -- Two random UUIDs have 244 bits of the operating system's randomness.
   token text := replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
 begin
+  if own_hash is not null then
+    if own_hash !~ '^[0-9a-f]{64}$' then
+      perform relay.refuse(400, 'invalid_request');
+    end if;
+    update public.relay_generations set write_token_hash = decode(own_hash, 'hex') where id = generation_id;
+    return null;
+  end if;
   update public.relay_generations set write_token_hash = sha256(convert_to(token, 'UTF8')) where id = generation_id;
   return token;
 end
 $$;
-comment on function relay.give_write_token is 'A new write token for the generation, of which the row keeps the hash.';
+comment on function relay.give_write_token is 'A new write token for the generation, of which the row keeps the hash; null if the caller has one of their own.';
 
 create function public.relay_begin(jsonb) returns jsonb
 language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
@@ -343,14 +352,14 @@ begin
     'bot', relay.bot_json(bot),
     'rows', jsonb_build_object(
       'conversation_id', conversation.id, 'message_id', message.id, 'variant_id', generation.variant_id,
-      'user_message_id', generation.user_message_id, 'write_token', relay.give_write_token(generation.id)),
+      'user_message_id', generation.user_message_id, 'write_token', relay.give_write_token(generation.id, args ->> 'write_token_hash')),
     'path', case when (args ->> 'wants_path')::boolean
       then relay.path_above(uid, message.parent_id, bot.context_size * (args ->> 'path_chars_per_token')::bigint)
       else '[]'::jsonb end);
 end
 $$;
 comment on function public.relay_begin is
-  'Decides which bot answers and makes the rows that the generation will write to. {stream_id, fingerprint, attempt, place, bot_id, wants_path, path_chars_per_token, expires_at, fallback_bot} → {bot, rows, path} or {existing}.';
+  'Decides which bot answers and makes the rows that the generation will write to. {stream_id, fingerprint, attempt, place, bot_id, wants_path, path_chars_per_token, expires_at, fallback_bot, write_token_hash} → {bot, rows, path} or {existing}.';
 
 -- Runs as its owner: it has to work after the user's token has expired, and the write token says which rows it may touch.
 create function public.relay_finish(jsonb) returns jsonb
@@ -420,7 +429,7 @@ begin
     update public.relay_variants set
       content = new_content, reasoning = new_reasoning, status = outcome,
       finish_reason = args ->> 'finish_reason', usage = nullif(args -> 'usage', 'null'),
-      error = nullif(args -> 'failure', 'null'), model = coalesce(args ->> 'model', model), expires_at = null
+      error = nullif(args -> 'failure', 'null'), model = coalesce(nullif(args ->> 'model', ''), model), expires_at = null
       where id = generation.variant_id;
     becomes_active := case outcome
       when 'complete' then true

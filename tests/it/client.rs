@@ -33,11 +33,14 @@ pub(crate) struct Reading {
     ready: VecDeque<Event>,
     /// All events so far.
     pub(crate) seen: Vec<Event>,
+    /// Whether it may end in the middle of an event.
+    may_break: bool,
 }
 
 impl Reading {
     pub(crate) fn new(response: reqwest::Response) -> Self {
-        Self { response, buffer: Vec::new(), ready: VecDeque::new(), seen: Vec::new() }
+        let (buffer, ready, seen) = (Vec::new(), VecDeque::new(), Vec::new());
+        Self { response, buffer, ready, seen, may_break: false }
     }
 
     pub(crate) fn headers(&self) -> &HeaderMap {
@@ -63,7 +66,7 @@ impl Reading {
             // A connection that breaks ends a stream like one that is closed: a reader can only ask again.
             let Some(bytes) = bytes.ok().flatten() else {
                 assert!(
-                    self.buffer.is_empty(),
+                    self.may_break || self.buffer.is_empty(),
                     "half an event: {:?}",
                     String::from_utf8_lossy(&self.buffer)
                 );
@@ -75,6 +78,12 @@ impl Reading {
                 self.ready.push_back(parse(std::str::from_utf8(&event).unwrap()));
             }
         }
+    }
+
+    /// The next event; `None` when the relay has closed the stream, or is gone, be it in the middle of an event.
+    pub(crate) async fn next_if_whole(&mut self) -> Option<Event> {
+        self.may_break = true;
+        self.next().await
     }
 
     /// Reads until an event of that name.

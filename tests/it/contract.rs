@@ -2,7 +2,8 @@
 //!
 //! Each test is a function of a store; at the end of the file each store runs them all.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,6 +20,7 @@ use storytellr_relay::store::functions::postgrest::PostgrestFunctions;
 use storytellr_relay::store::sqlite::SqliteStore;
 use storytellr_relay::store::{
     Begin, Begun, ConversationPatch, Cursor, Finish, Finished, New, Outcome, Place, Rows, Store,
+    new_write_token,
 };
 use storytellr_relay::story::{Message, Role, Status};
 use uuid::Uuid;
@@ -32,6 +34,8 @@ struct Story {
     store: Arc<dyn Store>,
     user: Principal,
     id: ConversationId,
+    /// What each variant that was begun is finished with.
+    write_tokens: Mutex<HashMap<VariantId, SecretString>>,
 }
 
 impl Story {
@@ -40,14 +44,27 @@ impl Story {
         let user = principal(Uuid::now_v7());
         bot(store, &user, BotSettings::demo()).await;
         let id = store.create_conversation(&user, "", None).await.unwrap().id;
-        Self { store: Arc::clone(store), user, id }
+        Self { store: Arc::clone(store), user, id, write_tokens: Mutex::default() }
     }
 
     async fn begin(&self, place: Place) -> New {
-        match self.store.begin(&self.user, &begin(place)).await.unwrap() {
-            Begun::New(new) => *new,
+        self.begin_with(&begin(place)).await
+    }
+
+    async fn begin_with(&self, begin: &Begin) -> New {
+        match self.store.begin(&self.user, begin).await.unwrap() {
+            Begun::New(new) => {
+                let variant = new.rows.as_ref().map(|rows| rows.variant_id);
+                let tokens = variant.map(|id| (id, begin.write_token.clone()));
+                self.write_tokens.lock().unwrap().extend(tokens);
+                *new
+            }
             Begun::Existing(saved) => panic!("{saved:?}"),
         }
+    }
+
+    fn write_token(&self, rows: &Rows) -> SecretString {
+        self.write_tokens.lock().unwrap()[&rows.variant_id].clone()
     }
 
     fn reply(&self, parent_id: Option<MessageId>, input: &str) -> Place {
@@ -62,7 +79,7 @@ impl Story {
     }
 
     async fn finish(&self, rows: &Rows, outcome: Outcome, content: &str) -> Finished {
-        self.store.finish(&finish(&rows.write_token, outcome, content)).await.unwrap()
+        self.store.finish(&finish(&self.write_token(rows), outcome, content)).await.unwrap()
     }
 
     /// A whole turn; the reply.
@@ -131,7 +148,13 @@ fn begin_as(stream_id: StreamId, fingerprint: &str, place: Place) -> Begin {
         bot_id: None,
         wants_path: true,
         expires_at,
+        write_token: new_write_token().unwrap(),
     }
+}
+
+/// The same request, made anew.
+fn again(begin: &Begin) -> Begin {
+    Begin { write_token: new_write_token().unwrap(), ..begin.clone() }
 }
 
 fn finish(write_token: &SecretString, outcome: Outcome, content: &str) -> Finish {
@@ -238,7 +261,7 @@ async fn a_refused_turn_leaves_nothing(store: Arc<dyn Store>) {
     let before = store.read_tree(&story.user, story.id).await.unwrap();
     let place = story.reply(None, "too long");
     let request = begin_as("mine".parse().unwrap(), "one", place);
-    let Begun::New(new) = store.begin(&story.user, &request).await.unwrap() else { panic!() };
+    let new = story.begin_with(&request).await;
     let rows = new.rows.unwrap();
     let nothing = Finished { message_id: None, variant_id: None };
     assert_eq!(story.finish(&rows, Outcome::Refused, "").await, nothing);
@@ -251,7 +274,7 @@ async fn a_refused_turn_leaves_nothing(store: Arc<dyn Store>) {
     );
     assert!(store.find_stream(&story.user, &request.stream_id).await.unwrap().is_none());
     assert!(
-        matches!(store.begin(&story.user, &request).await.unwrap(), Begun::New(_)),
+        matches!(store.begin(&story.user, &again(&request)).await.unwrap(), Begun::New(_)),
         "the name is free"
     );
 }
@@ -286,7 +309,7 @@ async fn a_variant_that_was_chosen_though_late_may_fail_without_text(store: Arc<
     let told = story.tell("u0", "a0").await;
     let reroll = begin(Place::Reroll { message: MessageRef::Id(told) });
     let request = Begin { expires_at: Timestamp::UNIX_EPOCH, ..reroll };
-    let Begun::New(new) = store.begin(&story.user, &request).await.unwrap() else { panic!() };
+    let new = story.begin_with(&request).await;
     let rows = new.rows.unwrap();
     store.select_variant(&story.user, told, rows.variant_id).await.unwrap();
     story.finish(&rows, Outcome::Failed, "").await;
@@ -440,10 +463,10 @@ async fn a_write_token_writes_once(store: Arc<dyn Store>) {
 async fn what_was_deleted_cannot_be_finished(store: Arc<dyn Store>) {
     let story = Story::new(&store).await;
     let request = Begin { expires_at: Timestamp::UNIX_EPOCH, ..begin(story.reply(None, "u0")) };
-    let Begun::New(new) = store.begin(&story.user, &request).await.unwrap() else { panic!() };
+    let new = story.begin_with(&request).await;
     let rows = new.rows.unwrap();
     store.delete_conversation(&story.user, story.id).await.unwrap();
-    let late = finish(&rows.write_token, Outcome::Complete, "late");
+    let late = finish(&story.write_token(&rows), Outcome::Complete, "late");
     assert_eq!(code(store.finish(&late).await), Code::StreamNotFound);
 }
 
@@ -452,7 +475,7 @@ async fn a_generation_past_its_time_is_interrupted_and_may_still_be_finished(
 ) {
     let story = Story::new(&store).await;
     let request = Begin { expires_at: Timestamp::UNIX_EPOCH, ..begin(story.reply(None, "u0")) };
-    let Begun::New(new) = store.begin(&story.user, &request).await.unwrap() else { panic!() };
+    let new = story.begin_with(&request).await;
     let rows = new.rows.unwrap();
     assert_eq!(story.variant(&rows).await.unwrap().0, Status::Interrupted);
     let saved = store.find_stream(&story.user, &request.stream_id).await.unwrap().unwrap();
@@ -480,7 +503,7 @@ async fn a_reroll_in_two_steps(store: Arc<dyn Store>) {
     assert_eq!(code(store.begin(&story.user, &elsewhere).await), Code::StreamIdReused);
 
     let right = begin_as(one.stream_id.clone(), "one", place(one.variant_id));
-    let Begun::New(new) = store.begin(&story.user, &right).await.unwrap() else { panic!() };
+    let new = story.begin_with(&right).await;
     assert_eq!(new.path.iter().map(|beat| beat.content.as_str()).collect::<Vec<_>>(), ["u0"]);
     let rows = new.rows.unwrap();
     assert_eq!((rows.variant_id, rows.message_id), (one.variant_id, told));
@@ -497,11 +520,11 @@ async fn a_reroll_in_two_steps(store: Arc<dyn Store>) {
 async fn what_a_stream_wrote_is_found_whole(store: Arc<dyn Store>) {
     let story = Story::new(&store).await;
     let request = begin(story.reply(None, "u0"));
-    let Begun::New(new) = store.begin(&story.user, &request).await.unwrap() else { panic!() };
+    let new = story.begin_with(&request).await;
     let rows = new.rows.unwrap();
     let finish = Finish {
         reasoning: "hm".to_owned(),
-        ..finish(&rows.write_token, Outcome::Failed, "half 🦊\n")
+        ..finish(&story.write_token(&rows), Outcome::Failed, "half 🦊\n")
     };
     store.finish(&finish).await.unwrap();
     let saved = store.find_stream(&story.user, &request.stream_id).await.unwrap().unwrap();

@@ -3,6 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,
+    clippy::print_stdout,
     reason = "a test that meets the unexpected ends there and says so"
 )]
 #![expect(
@@ -22,6 +23,7 @@ mod bad_input;
 mod bots;
 mod contract;
 mod cors;
+mod durability;
 mod faults;
 mod follow;
 mod key_sets;

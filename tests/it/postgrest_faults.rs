@@ -191,6 +191,7 @@ async fn a_begin_whose_answer_is_lost_is_repeated_as_the_same_call() {
         bot_id: None,
         wants_path: false,
         expires_at: Timestamp::MAX,
+        write_token: SecretString::from("token"),
     };
     let begun = store(&postgrest, None).begin(&user(), &begin).await.unwrap();
     assert!(matches!(begun, Begun::New(_)));

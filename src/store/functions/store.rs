@@ -17,7 +17,7 @@ use crate::error::{Code, Error};
 use crate::id::{
     BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId, call_id, random_byte,
 };
-use crate::store::model::PATH_CHARS_PER_TOKEN;
+use crate::store::model::{PATH_CHARS_PER_TOKEN, hash, hex};
 use crate::store::{
     Announced, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, Page, SavedStream, Store,
 };
@@ -125,6 +125,7 @@ impl<F: Functions> Store for FunctionStore<F> {
             "path_chars_per_token": PATH_CHARS_PER_TOKEN,
             "expires_at": begin.expires_at,
             "fallback_bot": self.demo_bot,
+            "write_token_hash": hex(&hash(&begin.write_token)),
         });
         self.read::<WireBegun>(caller, "relay_begin", &arguments).await.map(Begun::from)
     }
@@ -132,7 +133,7 @@ impl<F: Functions> Store for FunctionStore<F> {
     async fn finish(&self, finish: &Finish) -> Result<Finished, Error> {
         let arguments = json!({
             "write_token": finish.write_token.expose_secret(),
-            "outcome": wire::outcome(finish.outcome),
+            "outcome": finish.outcome.as_str(),
             "content": finish.content,
             "reasoning": finish.reasoning,
             "finish_reason": finish.finish_reason,

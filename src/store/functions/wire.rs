@@ -1,12 +1,11 @@
 //! The JSON of the functions where it differs from the types of the contract.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::bot::Bot;
 use crate::id::{ConversationId, MessageId, MessageRef, VariantId};
-use crate::store::{Begun, ConversationPatch, New, Outcome, Place, Rows, SavedStream};
+use crate::store::{Begun, ConversationPatch, New, Place, Rows, SavedStream};
 use crate::story::Beat;
 
 /// What `relay_begin` answers.
@@ -30,7 +29,6 @@ pub(super) struct WireRows {
     message_id: MessageId,
     variant_id: VariantId,
     user_message_id: Option<MessageId>,
-    write_token: String,
 }
 
 impl From<WireBegun> for Begun {
@@ -51,7 +49,6 @@ impl From<WireRows> for Rows {
             message_id: rows.message_id,
             variant_id: rows.variant_id,
             user_message_id: rows.user_message_id,
-            write_token: SecretString::from(rows.write_token),
         }
     }
 }
@@ -100,15 +97,4 @@ pub(super) fn patch(patch: &ConversationPatch) -> Value {
         named["head_id"] = json!(head_id);
     }
     named
-}
-
-/// The word of an outcome.
-pub(super) fn outcome(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Complete => "complete",
-        Outcome::Stopped => "stopped",
-        Outcome::Interrupted => "interrupted",
-        Outcome::Failed => "failed",
-        Outcome::Refused => "refused",
-    }
 }

@@ -1,7 +1,6 @@
 //! `begin`: which bot answers, the rows it writes to, and the path above them; and the announcement of a reroll.
 
 use rusqlite::{Connection, OptionalExtension, params};
-use secrecy::SecretString;
 
 use super::rows::{self, ConversationRow, MessageRow, word};
 use super::{bots, read};
@@ -9,7 +8,7 @@ use crate::bot::{Bot, BotSettings};
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::id::{ConversationId, MessageId, MessageRef, StreamId, UserId, VariantId};
-use crate::store::model::PATH_CHARS_PER_TOKEN;
+use crate::store::model::{PATH_CHARS_PER_TOKEN, hash};
 use crate::store::refusal::refusal;
 use crate::store::{Announced, Begin, Begun, New, Place, Rows};
 use crate::story::{Beat, Role, Status};
@@ -50,7 +49,7 @@ pub(super) fn begin(
         return Ok(Begun::New(Box::new(New { bot, rows: None, path: Vec::new() })));
     };
     let reply = make_rows(connection, &place, &bot, begin)?;
-    let write_token = register(connection, user, begin, &reply)?;
+    register(connection, user, begin, &reply)?;
     rows::touch(connection, reply.conversation.id)?;
     let path = if begin.wants_path {
         path(connection, reply.parent_id, &bot.settings)?
@@ -62,7 +61,6 @@ pub(super) fn begin(
         message_id: reply.message_id,
         variant_id: reply.variant_id,
         user_message_id: reply.user_message_id,
-        write_token,
     };
     Ok(Begun::New(Box::new(New { bot, rows: Some(rows), path })))
 }
@@ -226,17 +224,13 @@ fn insert_message(
         .query_row(params![conversation_id, parent_id, role, clock::now().as_millisecond()], |row| row.get(0))?)
 }
 
-/// Notes who may write the variant, and returns what they prove it with.
+/// Notes who may write the variant.
 fn register(
     connection: &Connection,
     user: UserId,
     begin: &Begin,
     reply: &Reply,
-) -> Result<SecretString, Error> {
-    let mut token = [0; 32];
-    getrandom::fill(&mut token).map_err(Error::internal)?;
-    let token: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
-    let token = SecretString::from(token);
+) -> Result<(), Error> {
     // The same name is there already if it was announced.
     connection
         .prepare_cached(
@@ -250,12 +244,12 @@ fn register(
             user,
             begin.stream_id,
             begin.fingerprint,
-            rows::hash(&token).as_slice(),
+            hash(&begin.write_token).as_slice(),
             reply.variant_id,
             reply.user_message_id,
             reply.previous_head_id
         ])?;
-    Ok(token)
+    Ok(())
 }
 
 /// The path that ends with `end`, oldest first: as much of its end as can matter. Walked message by message, so that

@@ -6,6 +6,7 @@ use super::rows::{self, ConversationRow};
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::id::{ConversationId, MessageId, VariantId};
+use crate::store::model::hash;
 use crate::store::refusal::refusal;
 use crate::store::{Finish, Finished, Outcome};
 use crate::story::Status;
@@ -42,7 +43,7 @@ pub(super) fn finish(connection: &Connection, finish: &Finish) -> Result<Finishe
 
 /// The generation that the write token is for, or what was answered when it was finished.
 fn find(connection: &Connection, finish: &Finish) -> Result<Result<Unfinished, Finished>, Error> {
-    let hash = rows::hash(&finish.write_token);
+    let hash = hash(&finish.write_token);
     let found = connection
         .prepare_cached("select id, result, variant_id, user_message_id, previous_head_id from generations where write_token_hash = ?1")?
         .query_row([hash.as_slice()], |row| {
@@ -101,7 +102,7 @@ fn write(
     connection
         .prepare_cached(
             "update variants set content = ?2, reasoning = ?3, status = ?4, finish_reason = ?5, usage = ?6, error = ?7,
-               model = ?8, expires_at = null where id = ?1",
+               model = coalesce(nullif(?8, ''), model), expires_at = null where id = ?1",
         )?
         .execute(params![
             variant_id,

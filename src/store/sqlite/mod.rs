@@ -1,18 +1,16 @@
 //! The embedded store: the database contract over one SQLite file, with nothing to install.
 //!
 //! Each function of the contract is a function of a connection in a file of its own kind; here they are only put into
-//! their thread (`database.rs`).
+//! their thread (`crate::sqlite`).
 
 mod begin;
 mod bots;
 mod conversations;
-mod database;
 mod finish;
 mod messages;
 mod page;
 mod read;
 mod rows;
-mod schema;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,8 +24,18 @@ use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use crate::sqlite::{Database, Schema};
 use crate::story::{Conversation, Message, Tree};
-use database::Database;
+
+/// What marks a SQLite file as the relay's stories, in its header: "Rely".
+const APPLICATION_ID: i64 = 0x5265_6c79;
+
+const SCHEMA: Schema = Schema {
+    application_id: APPLICATION_ID,
+    steps: &[include_str!("schema/1.sql")],
+    // The answer to a repeated `finish` is kept for a week where its rows are gone: far longer than any retry.
+    upkeep: "delete from generations where variant_id is null and ended_at < (unixepoch() - 7 * 24 * 60 * 60) * 1000;",
+};
 
 /// The embedded store.
 #[derive(Debug)]
@@ -44,7 +52,7 @@ impl SqliteStore {
     /// `StoreUnavailable`, with a message for the operator, if it cannot be written, is another program's, or was
     /// written by a newer version.
     pub fn open(path: &Path, demo_bot: Option<BotSettings>) -> Result<Self, Error> {
-        Ok(Self { database: Database::open(path)?, demo_bot: demo_bot.map(Arc::new) })
+        Ok(Self { database: Database::open(path, &SCHEMA)?, demo_bot: demo_bot.map(Arc::new) })
     }
 
     /// A store that is gone with the process.
@@ -52,7 +60,7 @@ impl SqliteStore {
     /// # Errors
     /// `StoreUnavailable`, if there is no memory for it.
     pub fn open_in_memory(demo_bot: Option<BotSettings>) -> Result<Self, Error> {
-        Ok(Self { database: Database::open_in_memory()?, demo_bot: demo_bot.map(Arc::new) })
+        Ok(Self { database: Database::open_in_memory(&SCHEMA)?, demo_bot: demo_bot.map(Arc::new) })
     }
 }
 

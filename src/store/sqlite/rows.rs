@@ -3,9 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 
 use crate::clock;
 use crate::error::{Code, Error};
@@ -235,11 +233,6 @@ pub(super) fn set_head(
         .prepare_cached("update conversations set head_id = ?2 where id = ?1")?
         .execute(params![id, head_id])?;
     Ok(())
-}
-
-/// What the database keeps of a write token.
-pub(super) fn hash(write_token: &SecretString) -> [u8; 32] {
-    Sha256::digest(write_token.expose_secret()).into()
 }
 
 /// Whether something is being written in the conversation.

@@ -164,7 +164,7 @@ select is(
       ('saved_stream', '(%1$L, %2$L)', 'stream'),
       ('insert_message', '(%1$L, %2$L, null, ''user'')', 'conversation'),
       ('insert_variant', '(%1$L, %2$L, ''x'', ''complete'')', 'message'),
-      ('give_write_token', '((select id from public.relay_generations where stream_id = %2$L))', 'running_stream'))
+      ('give_write_token', '((select id from public.relay_generations where stream_id = %2$L), null)', 'running_stream'))
         as h (called, args, name),
     lateral (select pg_temp.attempt('stranger', 'select relay.' || called
       || format(args, pg_temp.user_of('owner'), pg_temp.known('owner', name)))) as o (outcome)

@@ -1,8 +1,10 @@
-//! The connections to the file, each in a thread of its own, and group commit.
+//! SQLite files: their connections, each in a thread of its own, and group commit.
 //!
 //! SQLite has one writer at a time, and a commit costs a flush of the disk. So one thread writes: it takes all work that
 //! waits, runs each piece in a savepoint of one transaction, commits once, and answers only then. Another thread reads,
 //! which in WAL mode never waits for the writer.
+
+mod schema;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,8 +17,8 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::schema;
 use crate::error::{Code, Error};
+pub(crate) use schema::Schema;
 
 /// Pieces of work that may wait for a thread. Each is a few hundred microseconds, so a full queue is a second or so of
 /// work: past that it is better to say no.
@@ -47,7 +49,7 @@ type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// An open database. Dropping it finishes the work that waits and closes the file.
 #[derive(Debug)]
-pub(super) struct Database {
+pub(crate) struct Database {
     /// Absent in memory, where another connection would see another database. Closed before the writer: the last
     /// connection moves the log into the file, and this one could not.
     reader: Option<Worker>,
@@ -64,15 +66,15 @@ struct Worker {
 }
 
 impl Database {
-    /// Opens the file, and makes it and its folder if they are not there.
-    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+    /// Opens the file, makes it and its folder if they are not there, and brings it to the present version of `schema`.
+    pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Self, Error> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| cannot_open(path, &error))?;
         }
         let lock = lock(path)?;
         make_private(path).map_err(|error| cannot_open(path, &error))?;
         let mut writer = Connection::open(path).map_err(|error| cannot_open(path, &error))?;
-        schema::prepare(&mut writer).map_err(|error| cannot_open(path, &error))?;
+        schema.prepare(&mut writer).map_err(|error| cannot_open(path, &error))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_URI;
@@ -88,12 +90,26 @@ impl Database {
         })
     }
 
+    /// Opens a file that is there and of the present version, while another process may have it open.
+    pub(crate) fn open_beside(path: &Path, schema: &Schema) -> Result<Self, Error> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let writer =
+            Connection::open_with_flags(path, flags).map_err(|error| cannot_open(path, &error))?;
+        schema.check(&writer).map_err(|error| cannot_open(path, &error))?;
+        configure(&writer).map_err(|error| cannot_open(path, &error))?;
+        Ok(Self {
+            writer: Worker::start("sqlite-writer", writer, BEGIN_WRITING)?,
+            reader: None,
+            _lock: None,
+        })
+    }
+
     /// A database that is gone with the process.
-    pub(super) fn open_in_memory() -> Result<Self, Error> {
+    pub(crate) fn open_in_memory(schema: &Schema) -> Result<Self, Error> {
         let memory = Path::new(":memory:");
         let mut writer =
             Connection::open_in_memory().map_err(|error| cannot_open(memory, &error))?;
-        schema::prepare(&mut writer).map_err(|error| cannot_open(memory, &error))?;
+        schema.prepare(&mut writer).map_err(|error| cannot_open(memory, &error))?;
         configure(&writer).map_err(|error| cannot_open(memory, &error))?;
         Ok(Self {
             writer: Worker::start("sqlite-writer", writer, BEGIN_WRITING)?,
@@ -104,7 +120,7 @@ impl Database {
 
     /// Runs `work` in a transaction and returns when that has been committed and flushed. Work that fails changes
     /// nothing.
-    pub(super) async fn write<T: Send + 'static>(
+    pub(crate) async fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -112,7 +128,7 @@ impl Database {
     }
 
     /// Runs `work` on what has been committed.
-    pub(super) async fn read<T: Send + 'static>(
+    pub(crate) async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {

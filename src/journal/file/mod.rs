@@ -1,0 +1,360 @@
+//! The journal's file: what must survive the process, on the one machine that has it.
+//!
+//! It is two ports at once, [`Records`] and [`Outbox`], because a generation goes from the one to the other in one
+//! transaction when its process has died.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::recorder::{Piece, RecordId, Records};
+use crate::clock;
+use crate::error::Error;
+use crate::event::{Failure, Kind};
+use crate::id::UserId;
+use crate::outbox::{Counts, Entry, Listed, Name, Outbox};
+use crate::sqlite::{Database, Schema};
+use crate::store::{Finish, Outcome};
+
+/// What marks a SQLite file as a relay's journal, in its header: "`RelJ`".
+const APPLICATION_ID: i64 = 0x5265_6c4a;
+
+const SCHEMA: Schema =
+    Schema { application_id: APPLICATION_ID, steps: &[include_str!("1.sql")], upkeep: "" };
+
+/// The journal's file, open.
+#[derive(Debug)]
+pub struct JournalFile {
+    database: Database,
+}
+
+impl JournalFile {
+    /// Opens the file, and makes it if it is not there. No other relay can open it as long as this one has it.
+    ///
+    /// # Errors
+    /// With a message for the operator, if it cannot be written or another relay has it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Ok(Self { database: Database::open(path, &SCHEMA)? })
+    }
+
+    /// A file that is gone with the process.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn open_in_memory() -> Result<Self, Error> {
+        Ok(Self { database: Database::open_in_memory(&SCHEMA)? })
+    }
+
+    /// Opens a file that is there, while a relay may be using it.
+    ///
+    /// # Errors
+    /// With a message for the operator, if it is not there or of another version.
+    pub fn open_beside(path: &Path) -> Result<Self, Error> {
+        Ok(Self { database: Database::open_beside(path, &SCHEMA)? })
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.database.write(work).await.map_err(broken)
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.database.read(work).await.map_err(broken)
+    }
+}
+
+/// A fault of the disk under the journal. It is no use to try again: after a failed flush the system may have dropped
+/// what it could not write, and a second one would succeed and prove nothing.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn broken(error: Error) -> Error {
+    Error::internal(format!("the journal's file in RELAY_DATA cannot be used: {error}"))
+}
+
+#[async_trait]
+impl Records for JournalFile {
+    async fn begin(&self, name: &Name, write_token: &SecretString) -> Result<RecordId, Error> {
+        let (name, write_token) = (name.clone(), write_token.clone());
+        self.write(move |connection| {
+            let id = connection
+                .prepare_cached(
+                    "insert into records (owner, stream_id, write_token) values (?1, ?2, ?3) returning id",
+                )?
+                .query_row(
+                    params![name.owner.to_string(), name.stream_id.as_str(), write_token.expose_secret()],
+                    |row| row.get(0),
+                )?;
+            Ok(RecordId(id))
+        })
+        .await
+    }
+
+    async fn append(&self, pieces: Vec<Piece>, ended: Vec<RecordId>) -> Result<(), Error> {
+        self.write(move |connection| {
+            let mut insert = connection.prepare_cached(
+                "insert into pieces (record_id, begin, kind, text) values (?1, ?2, ?3, ?4)",
+            )?;
+            for piece in pieces {
+                let begin = i64::try_from(piece.begin).map_err(Error::internal)?;
+                insert.execute(params![piece.record.0, begin, word(piece.kind), piece.text])?;
+            }
+            let mut delete = connection.prepare_cached("delete from records where id = ?1")?;
+            for record in ended {
+                delete.execute([record.0])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn recover(&self, failure: Failure) -> Result<u64, Error> {
+        self.write(move |connection| recover(connection, &failure)).await
+    }
+}
+
+/// Moves what was being written into the outbox, as interrupted. What the outbox has already under the same write token
+/// is the generation's true end.
+fn recover(connection: &Connection, failure: &Failure) -> Result<u64, Error> {
+    let failure = serde_json::to_string(failure).map_err(Error::internal)?;
+    let now = clock::now().as_millisecond();
+    let text = |kind| {
+        format!(
+            "coalesce((select group_concat(text, '' order by begin) from pieces
+               where record_id = records.id and kind = '{kind}'), '')"
+        )
+    };
+    let recovered = connection.execute(
+        &format!(
+            "insert into outbox (owner, stream_id, write_token, outcome, content, reasoning, failure, model, due_at, created_at)
+             select owner, stream_id, write_token, 'interrupted', {}, {}, ?1, '', ?2, ?2 from records where true
+             on conflict (write_token) do nothing",
+            text("token"),
+            text("reasoning")
+        ),
+        params![failure, now],
+    )?;
+    connection.execute("delete from records", [])?;
+    Ok(recovered as u64)
+}
+
+#[async_trait]
+impl Outbox for JournalFile {
+    async fn put(&self, name: &Name, finish: &Finish) -> Result<(), Error> {
+        let (name, finish) = (name.clone(), finish.clone());
+        self.write(move |connection| {
+            let now = clock::now().as_millisecond();
+            connection
+                .prepare_cached(
+                    "insert into outbox (owner, stream_id, write_token, outcome, content, reasoning, finish_reason,
+                       usage, failure, model, due_at, created_at)
+                     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11)
+                     on conflict (write_token) do nothing",
+                )?
+                .execute(params![
+                    name.owner.to_string(),
+                    name.stream_id.as_str(),
+                    finish.write_token.expose_secret(),
+                    finish.outcome.as_str(),
+                    finish.content,
+                    finish.reasoning,
+                    finish.finish_reason,
+                    json(&finish.usage)?,
+                    json(&finish.failure)?,
+                    finish.model,
+                    now,
+                ])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<Entry>, Error> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "select * from outbox where set_aside_at is null and due_at <= ?1 order by due_at, id limit ?2",
+            )?;
+            let entries = statement.query_map(params![now.as_millisecond(), limit], entry)?;
+            Ok(entries.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn next_due(&self) -> Result<Option<Timestamp>, Error> {
+        self.read(|connection| {
+            let at: Option<i64> = connection
+                .prepare_cached("select min(due_at) from outbox where set_aside_at is null")?
+                .query_row([], |row| row.get(0))?;
+            at.map(Timestamp::from_millisecond).transpose().map_err(Error::internal)
+        })
+        .await
+    }
+
+    async fn remove(&self, id: i64) -> Result<(), Error> {
+        self.write(move |connection| {
+            connection.prepare_cached("delete from outbox where id = ?1")?.execute([id])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn postpone(&self, id: i64, until: Timestamp, reason: &str) -> Result<(), Error> {
+        let reason = reason.to_owned();
+        self.write(move |connection| {
+            connection
+                .prepare_cached(
+                    "update outbox set due_at = ?2, reason = ?3, attempts = attempts + 1 where id = ?1",
+                )?
+                .execute(params![id, until.as_millisecond(), reason])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn set_aside(&self, id: i64, reason: &str) -> Result<(), Error> {
+        let reason = reason.to_owned();
+        self.write(move |connection| {
+            connection
+                .prepare_cached(
+                    "update outbox set set_aside_at = ?2, reason = ?3, attempts = attempts + 1 where id = ?1",
+                )?
+                .execute(params![id, clock::now().as_millisecond(), reason])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn has(&self, name: &Name) -> Result<bool, Error> {
+        let name = name.clone();
+        self.read(move |connection| {
+            let found: Option<i64> = connection
+                .prepare_cached(
+                    "select id from outbox where owner = ?1 and stream_id = ?2 and set_aside_at is null",
+                )?
+                .query_row([name.owner.to_string(), name.stream_id.to_string()], |row| row.get(0))
+                .optional()?;
+            Ok(found.is_some())
+        })
+        .await
+    }
+
+    async fn counts(&self) -> Result<Counts, Error> {
+        self.read(|connection| {
+            Ok(connection
+                .prepare_cached(
+                    "select count(*) - count(set_aside_at), count(set_aside_at) from outbox",
+                )?
+                .query_row([], |row| {
+                    Ok(Counts {
+                        waiting: row.get::<_, i64>(0)?.cast_unsigned(),
+                        set_aside: row.get::<_, i64>(1)?.cast_unsigned(),
+                    })
+                })?)
+        })
+        .await
+    }
+
+    async fn list(&self, limit: u32) -> Result<Vec<Listed>, Error> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare(
+                "select id, owner, stream_id, length(cast(content as blob)) as len, attempts, reason, set_aside_at, created_at
+                 from outbox order by id limit ?1",
+            )?;
+            let entries = statement.query_map([limit], listed)?;
+            Ok(entries.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn retry(&self, id: Option<i64>) -> Result<u64, Error> {
+        self.write(move |connection| {
+            let retried = connection.execute(
+                "update outbox set set_aside_at = null, attempts = 0, due_at = ?2
+                 where set_aside_at is not null and (?1 is null or id = ?1)",
+                params![id, clock::now().as_millisecond()],
+            )?;
+            Ok(retried as u64)
+        })
+        .await
+    }
+}
+
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Reasoning => "reasoning",
+        Kind::Token => "token",
+    }
+}
+
+fn json(value: &Option<impl serde::Serialize>) -> Result<Option<String>, Error> {
+    value.as_ref().map(serde_json::to_string).transpose().map_err(Error::internal)
+}
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    let outcome: String = row.get("outcome")?;
+    let write_token: String = row.get("write_token")?;
+    Ok(Entry {
+        id: row.get("id")?,
+        name: Name { owner: owner(row)?, stream_id: parsed(row, "stream_id")? },
+        finish: Finish {
+            write_token: SecretString::from(write_token),
+            outcome: Outcome::of(&outcome)
+                .ok_or_else(|| unreadable(format!("outcome {outcome}")))?,
+            content: row.get("content")?,
+            reasoning: row.get("reasoning")?,
+            finish_reason: row.get("finish_reason")?,
+            usage: optional_json(row, "usage")?,
+            failure: optional_json(row, "failure")?,
+            model: row.get("model")?,
+        },
+        attempts: row.get("attempts")?,
+        created_at: time(row.get("created_at")?)?,
+    })
+}
+
+fn time(at: i64) -> rusqlite::Result<Timestamp> {
+    Timestamp::from_millisecond(at).map_err(unreadable)
+}
+
+fn listed(row: &Row<'_>) -> rusqlite::Result<Listed> {
+    Ok(Listed {
+        id: row.get("id")?,
+        user_id: owner(row)?,
+        stream_id: parsed(row, "stream_id")?,
+        len: row.get::<_, i64>("len")?.cast_unsigned(),
+        attempts: row.get("attempts")?,
+        reason: row.get("reason")?,
+        set_aside_at: row.get::<_, Option<i64>>("set_aside_at")?.map(time).transpose()?,
+        created_at: time(row.get("created_at")?)?,
+    })
+}
+
+fn owner(row: &Row<'_>) -> rusqlite::Result<UserId> {
+    Ok(UserId(parsed::<Uuid>(row, "owner")?))
+}
+
+fn parsed<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    row: &Row<'_>,
+    column: &str,
+) -> rusqlite::Result<T> {
+    row.get::<_, String>(column)?.parse().map_err(unreadable)
+}
+
+fn optional_json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<T>> {
+    let text: Option<String> = row.get(column)?;
+    text.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
+}
+
+fn unreadable(
+    error: impl Into<Box<dyn std::error::Error + Send + Sync + 'static>>,
+) -> rusqlite::Error {
+    rusqlite::types::FromSqlError::Other(error.into()).into()
+}

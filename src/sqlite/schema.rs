@@ -1,0 +1,71 @@
+//! What is in a file, and the steps from one version of it to the next.
+
+use rusqlite::Connection;
+
+/// The tables of one kind of file.
+#[derive(Debug)]
+pub(crate) struct Schema {
+    /// What marks a file as of this kind, in its header.
+    pub(crate) application_id: i64,
+    /// One step a version. A step that has been released is never changed, only followed by another.
+    pub(crate) steps: &'static [&'static str],
+    /// What is done each time the file is opened.
+    pub(crate) upkeep: &'static str,
+}
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unusable {
+    #[error("it is a database of another program")]
+    Foreign,
+    #[error(
+        "it was written by a newer version of the relay (schema {found}, this one knows {known})"
+    )]
+    Newer { found: i64, known: usize },
+    #[error(
+        "it was written by another version of the relay, which brings it up to date when it is started"
+    )]
+    Other,
+    #[error("{0}")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, name, |row| row.get(0))
+}
+
+impl Schema {
+    /// Fails unless the file is of the present version.
+    pub(super) fn check(&self, connection: &Connection) -> Result<(), Unusable> {
+        if pragma(connection, "application_id")? != self.application_id {
+            return Err(Unusable::Foreign);
+        }
+        let version = pragma(connection, "user_version")?;
+        if usize::try_from(version) == Ok(self.steps.len()) { Ok(()) } else { Err(Unusable::Other) }
+    }
+
+    /// Brings the file to the present version.
+    pub(super) fn prepare(&self, connection: &mut Connection) -> Result<(), Unusable> {
+        let application_id = pragma(connection, "application_id")?;
+        let version = pragma(connection, "user_version")?;
+        let tables: i64 =
+            connection.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?;
+        if application_id != self.application_id && tables > 0 {
+            return Err(Unusable::Foreign);
+        }
+        let done = usize::try_from(version)
+            .ok()
+            .filter(|done| *done <= self.steps.len())
+            .ok_or(Unusable::Newer { found: version, known: self.steps.len() })?;
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        let transaction = connection.transaction()?;
+        for (step, sql) in self.steps.iter().enumerate().skip(done) {
+            transaction.execute_batch(sql)?;
+            transaction.pragma_update(None, "user_version", step as i64 + 1)?;
+        }
+        transaction.pragma_update(None, "application_id", self.application_id)?;
+        transaction.execute_batch(self.upkeep)?;
+        transaction.commit()?;
+        Ok(())
+    }
+}
