@@ -63,6 +63,7 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
         outbox: file,
         outbox_filled: Notify::new(),
         store,
+        store_health: tokio::sync::Mutex::default(),
         journal: Box::new(MemoryJournal::default()),
         providers,
         times: config.times,

@@ -79,7 +79,7 @@ async fn check_keys<W: Write>(config: &Config, findings: &mut Findings<W>) -> Op
     }
     let key_set = findings.of("key set", app::open_key_set(config))?;
     if let Some(key_set) = &key_set {
-        match key_set.refresh().await {
+        match key_set.fetch_once().await {
             Ok(0) => findings.note("key set", format!(
                 "{} has no key: right only if the project still signs with its JWT secret alone",
                 key_set.url()
@@ -107,7 +107,11 @@ async fn check_store<W: Write>(
             findings.ok("database", format!("{} will be made at the first start", path.display()));
             return None;
         }
-        Database::Sqlite(path) => path.display().to_string(),
+        Database::Sqlite(path) => {
+            // Not opened: a relay may be using it, and `check` changes nothing.
+            findings.ok("database", format!("{} is there", path.display()));
+            return None;
+        }
         Database::Postgres(url) => {
             if url.trusts_anybody() {
                 findings.note(
@@ -115,7 +119,7 @@ async fn check_store<W: Write>(
                     "its certificate is not checked: set sslmode=verify-full unless it is on this machine",
                 );
             }
-            format!("{url:?}")
+            format!("Postgres at {}", url.hosts())
         }
         Database::Supabase { rest_url, .. } => rest_url.to_string(),
     };
@@ -132,6 +136,7 @@ async fn check_token<W: Write>(
     token: Option<&str>,
     findings: &mut Findings<W>,
 ) {
+    let is_made = token.is_none();
     let made;
     let token = match (token, &config.auth.shared_secret) {
         (Some(token), _) => token,
@@ -156,8 +161,16 @@ async fn check_token<W: Write>(
     findings.ok("token", accepted(&caller, clock::now()));
     if let Some(store) = store {
         let cursor = Cursor { after: None, limit: 1 };
-        if findings.of("token", store.list_bots(&caller, &cursor).await).is_some() {
-            findings.ok("token", "the database accepts it too");
+        match store.list_bots(&caller, &cursor).await {
+            Ok(_) => findings.ok("token", "the database accepts it too"),
+            Err(error) if error.code() == Code::InvalidToken && is_made => findings.wrong(
+                "token",
+                format!(
+                    "the database does not know SUPABASE_JWT_SECRET: it is not the project's ({})",
+                    told(&error)
+                ),
+            ),
+            Err(error) => findings.wrong("token", told(&error)),
         }
     }
 }
@@ -182,6 +195,7 @@ async fn check_providers<W: Write>(config: &Config, findings: &mut Findings<W>) 
                     format!("{name} has a key, which cannot be tried for nothing"),
                 );
             }
+            KeyCheck::Unclear(reason) => findings.note("provider", format!("{name}: {reason}")),
             KeyCheck::Failed(reason) => findings.wrong("provider", format!("{name}: {reason}")),
         }
     }

@@ -143,6 +143,9 @@ fn print_token(args: &TokenArgs, lookup: impl Fn(&str) -> Option<String>) -> Res
     if config.auth.shared_secret.is_none() && config.data == Data::Memory {
         return Err("RELAY_DATA is memory, so a relay's secret is known to it alone. Set SUPABASE_JWT_SECRET for both.".into());
     }
+    if config.auth.shared_secret.is_none() && config.auth.jwks_url.is_some() {
+        return Err("the project signs its own tokens, and SUPABASE_JWT_SECRET is not set: sign in to the app, and take the session's access_token".into());
+    }
     let secret = dev::ensure_secret(&mut config)?;
     let token =
         dev::token(&config, &secret, args.user, args.anonymous, (clock::now(), args.expires))?;
@@ -163,8 +166,11 @@ fn serve(mode: Mode, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Fail
 
 async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
-    let dev_secret =
-        if config.mode == Mode::Dev { Some(dev::ensure_secret(&mut config)?) } else { None };
+    // Where a project signs the tokens, one of `dev`'s own would be no use: its database would not take it.
+    let has_own_secret = config.auth.shared_secret.is_some() || config.auth.jwks_url.is_none();
+    let dev_secret = (config.mode == Mode::Dev && has_own_secret)
+        .then(|| dev::ensure_secret(&mut config))
+        .transpose()?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         format!("cannot listen on {}: {error}. Set RELAY_LISTEN to another address.", config.listen)
     })?;

@@ -155,7 +155,8 @@ async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writ
                     return Ending::Failed(stalled(relay.times.idle));
                 }
                 // Set again only when it fires, rather than at every token.
-                idle.as_mut().reset(read_at.max(Instant::now()) + relay.times.idle);
+                let since = if completion.has_finish_reason() { Instant::now() } else { read_at };
+                idle.as_mut().reset(since + relay.times.idle);
                 Ok(Progress::More)
             }
         };

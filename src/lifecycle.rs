@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use crate::error::Error;
 
 /// How long ended generations may take to save and to tell their followers before the process ends all the same.
-/// A save is tried for some three seconds.
+/// A save is tried for five seconds before its text goes to the outbox.
 const ENDING_TIME: Duration = Duration::from_secs(10);
 
 /// All tasks of the process. Cloning gives another handle to the same.

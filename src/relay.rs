@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::auth::Verifier;
 use crate::journal::{Journal, Recorder};
@@ -22,6 +23,8 @@ pub struct Relay {
     pub limits: Box<dyn Limits>,
     /// Where stories are.
     pub store: Box<dyn Store>,
+    /// Whether the database answered when it was last asked, and when that was.
+    pub store_health: tokio::sync::Mutex<Option<(Instant, bool)>>,
     /// Where generations are while they run, and some time after.
     pub journal: Box<dyn Journal>,
     /// What makes the journal survive the process.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{error, info, warn};
 
 use crate::auth::Principal;
@@ -20,9 +20,9 @@ use crate::replay;
 use crate::store::{Begin, Finish, Finished, Outcome, Place, SavedStream};
 use crate::story::Status;
 
-/// How often a save is tried before its reader is told that it waits in the outbox. The waits between add up to some
-/// three seconds: long enough for a database that is busy, short enough for a reader who waits for the receipt.
-const TRIES: u32 = 6;
+/// How long a save is tried before its reader is told that it waits in the outbox: long enough for a database that is
+/// busy or restarted, short enough for a reader who waits for the receipt.
+const SAVE_TIME: Duration = Duration::from_secs(5);
 
 /// The wait after the first failed try; each further one is twice as long.
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -68,25 +68,28 @@ pub(crate) enum Saved {
 /// # Errors
 /// `NotSaved`, if what was to be written has been deleted; `Internal`, if the outbox's disk fails, which ends the process.
 pub(crate) async fn save(relay: &Relay, name: &Name, finish: &Finish) -> Result<Saved, Error> {
+    let deadline = Instant::now() + SAVE_TIME;
     let mut backoff = BACKOFF;
-    for attempt in 1..=TRIES {
-        match relay.store.finish(finish).await {
+    // A database that does not answer at all is not waited for: `finish` may be repeated, whatever came of this one.
+    while let Ok(tried) = timeout_at(deadline, relay.store.finish(finish)).await {
+        let error = match tried {
             Ok(finished) => return Ok(Saved::Stored(finished)),
-            Err(error) if error.code() == Code::StreamNotFound => {
-                info!(stream_id = %name.stream_id, "what this stream wrote has been deleted");
-                return Err(not_saved());
-            }
-            Err(error) if error.code() == Code::StoreUnavailable && attempt < TRIES => {
-                warn!(attempt, %error, "save failed, will be tried again");
-                sleep(backoff).await;
-                backoff *= 2;
-            }
-            Err(error) => {
-                warn!(attempt, %error, stream_id = %name.stream_id, "save failed, the text goes to the outbox");
-                break;
-            }
+            Err(error) => error,
+        };
+        if error.code() == Code::StreamNotFound {
+            info!(stream_id = %name.stream_id, "what this stream wrote has been deleted");
+            return Err(not_saved());
         }
+        let is_worth_waiting =
+            error.code() == Code::StoreUnavailable && Instant::now() + backoff < deadline;
+        warn!(%error, stream_id = %name.stream_id, "save failed{}", if is_worth_waiting { ", will be tried again" } else { "" });
+        if !is_worth_waiting {
+            break;
+        }
+        sleep(backoff).await;
+        backoff *= 2;
     }
+    warn!(stream_id = %name.stream_id, "the text goes to the outbox");
     put(relay, name, finish).await?;
     Ok(Saved::Waiting)
 }

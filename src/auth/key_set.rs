@@ -103,11 +103,20 @@ impl KeySet {
         }
     }
 
-    /// Fetches the set once, and returns how many usable keys it has.
+    /// Fetches the set once, for whoever does not keep it fresh: it is taken for all there is. Returns how many usable
+    /// keys it has.
     ///
     /// # Errors
-    /// Why it cannot be had; the keys that were known are kept.
-    pub async fn refresh(&self) -> Result<usize, String> {
+    /// Why it cannot be had.
+    pub async fn fetch_once(&self) -> Result<usize, String> {
+        let fetched = self.refresh().await;
+        let last = Fetched { has_set: fetched.is_ok(), asked_for_at: Some(Instant::now()) };
+        self.last.send_replace(Some(last));
+        fetched
+    }
+
+    /// How many usable keys there are now, or why the set cannot be had; the keys that were known are kept then.
+    async fn refresh(&self) -> Result<usize, String> {
         let keys = self.fetch().await?;
         let len = keys.len();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);

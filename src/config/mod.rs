@@ -166,6 +166,7 @@ impl Config {
         let mut reader = Reader::new(&lookup);
         match reader.database(&Data::Memory) {
             Database::Postgres(url) => Ok(*url),
+            _ if !reader.faults.is_empty() => Err(Faults(reader.faults)),
             Database::Sqlite(_) | Database::Memory | Database::Supabase { .. } => {
                 reader.faults.push("RELAY_DATABASE_URL must be the address of a Postgres database to migrate, like postgres://user:password@host:5432/database. A SQLite file is brought up to date when it is opened.".to_owned());
                 Err(Faults(reader.faults))

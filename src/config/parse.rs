@@ -105,9 +105,11 @@ impl<'a> Reader<'a> {
         };
         let parsed = Url::parse(&url)
             .ok()
-            .filter(|url| matches!(url.scheme(), "https" | "http") && url.query().is_none());
+            .filter(|url| matches!(url.scheme(), "https" | "http") && is_bare(url));
         if parsed.is_none() {
-            self.faults.push(format!("{name} is wrong: {url} must be an http or https address."));
+            self.faults.push(format!(
+                "{name} is wrong: it must be an http or https address, without user name and query."
+            ));
         }
         let key = ["SUPABASE_PUBLISHABLE_KEY", "SUPABASE_ANON_KEY"]
             .into_iter()
@@ -150,12 +152,16 @@ impl<'a> Reader<'a> {
             (None, None) => return None,
         };
         // Whoever can change the answer on its way decides who everybody is.
-        let is_safe =
-            |url: &Url| url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url));
+        let is_safe = |url: &Url| {
+            let is_http = url.scheme() == "http" && is_loopback(url);
+            (url.scheme() == "https" || is_http)
+                && url.username().is_empty()
+                && url.password().is_none()
+        };
         let parsed = Url::parse(&url).ok().filter(is_safe);
         if parsed.is_none() {
             self.faults.push(format!(
-                "{name} is wrong: {url} must be an https address, or http on this machine."
+                "{name} is wrong: the keys must come from an https address, or http on this machine. Set SUPABASE_JWKS_URL to one, or SUPABASE_REST_URL, SUPABASE_JWT_SECRET and RELAY_JWT_ISSUERS in place of SUPABASE_URL."
             ));
         }
         parsed
@@ -225,12 +231,20 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether this is a secret key, or a legacy key of the role `service_role`.
+/// Whether this is a secret key, or a legacy key of another role than `anon`.
 fn opens_everything(key: &str) -> bool {
     let claims = key.split('.').nth(1).and_then(|payload| URL_SAFE_NO_PAD.decode(payload).ok());
     let claims: Option<serde_json::Value> =
         claims.and_then(|json| serde_json::from_slice(&json).ok());
-    key.starts_with("sb_secret_") || claims.is_some_and(|claims| claims["role"] == "service_role")
+    key.starts_with("sb_secret_") || claims.is_some_and(|claims| claims["role"] != "anon")
+}
+
+/// Whether the address holds nothing that is no address: what is in it is logged.
+fn is_bare(url: &Url) -> bool {
+    url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none()
 }
 
 /// Whether a browser would send exactly this as `Origin`.

@@ -97,7 +97,13 @@ fn a_project_is_called_with_its_publishable_key_and_no_other() {
         Err("SUPABASE_PUBLISHABLE_KEY"),
     );
     check_supabase(&[url, ("SUPABASE_ANON_KEY", &service_role)], Err("SUPABASE_ANON_KEY"));
-    check_supabase(&[("SUPABASE_REST_URL", "ftp://x")], Err("SUPABASE_REST_URL"));
+    check_supabase(
+        &[url, ("SUPABASE_ANON_KEY", &legacy("authenticated"))],
+        Err("SUPABASE_ANON_KEY"),
+    );
+    for wrong in ["ftp://x", "https://user:pass@x.example", "https://x.example?apikey=x"] {
+        check_supabase(&[("SUPABASE_REST_URL", wrong)], Err("SUPABASE_REST_URL"));
+    }
 }
 
 #[test]

@@ -98,6 +98,7 @@ fn check(settings: BotSettings, providers: &Providers) -> Result<BotSettings, Er
         name: clean(&settings.name),
         model: clean(&settings.model),
         system_prompt: clean(&settings.system_prompt),
+        base_url: settings.base_url.as_deref().map(clean),
         ..settings
     };
     let is_name = |name: &str| !name.trim().is_empty() && name.chars().count() <= NAME_CHARS_MAX;

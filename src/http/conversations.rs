@@ -114,10 +114,11 @@ pub(super) async fn write_variant(
     Id(id): Id<MessageId>,
     Json(body): Json<WriteBody>,
 ) -> Result<(StatusCode, JsonResponse<Message>), Error> {
-    if body.content.is_empty() {
+    let content = text::clean(&body.content);
+    if content.is_empty() {
         return Err(invalid("`content` is empty. To remove a message, delete it."));
     }
-    let message = relay.store.write_variant(&caller, id, &text::clean(&body.content)).await?;
+    let message = relay.store.write_variant(&caller, id, &content).await?;
     Ok((StatusCode::CREATED, JsonResponse(message)))
 }
 

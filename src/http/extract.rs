@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use super::BODY_LEN_MAX;
 use crate::error::{Code, Error};
 use crate::store::Cursor;
+use crate::text;
 
 /// Entries of a list where the request names no number, and the most it can name: what one answer should hold.
 const LIMIT: u32 = 50;
@@ -111,7 +112,9 @@ pub(super) struct Listing {
 
 impl From<Listing> for Cursor {
     fn from(listing: Listing) -> Self {
-        Self { after: listing.cursor, limit: listing.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX) }
+        // No page gives out what is no text; some databases cannot even be asked about it.
+        let after = listing.cursor.map(|cursor| text::clean(&cursor).into_owned());
+        Self { after, limit: listing.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX) }
     }
 }
 

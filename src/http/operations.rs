@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::extract::Parameters;
 use crate::auth::Principal;
@@ -24,6 +24,9 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
+/// How long the database's answer is remembered.
+const READY_INTERVAL: Duration = Duration::from_millis(500);
+
 #[derive(Debug, Serialize)]
 pub(super) struct Readiness {
     status: &'static str,
@@ -36,17 +39,7 @@ pub(super) struct Readiness {
 
 /// `GET /readyz`: new work is welcome.
 pub(super) async fn readyz(State(relay): State<Arc<Relay>>) -> (StatusCode, Json<Readiness>) {
-    let is_store_up = match timeout(READY_TIMEOUT, relay.store.ping()).await {
-        Ok(Ok(())) => true,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "not ready: the database cannot be used");
-            false
-        }
-        Err(_) => {
-            tracing::warn!("not ready: the database does not answer in time");
-            false
-        }
-    };
+    let is_store_up = is_store_up(&relay).await;
     let has_keys = relay.verifier.is_ready();
     let status = match (relay.tasks.is_draining(), is_store_up && has_keys) {
         (true, _) => "draining",
@@ -61,6 +54,29 @@ pub(super) async fn readyz(State(relay): State<Arc<Relay>>) -> (StatusCode, Json
     };
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(readiness))
+}
+
+/// Asks the database, or remembers: everybody may call this, and a flood of calls must not become one of queries.
+async fn is_store_up(relay: &Relay) -> bool {
+    let mut health = relay.store_health.lock().await;
+    if let Some((at, is_up)) = *health
+        && at.elapsed() < READY_INTERVAL
+    {
+        return is_up;
+    }
+    let is_up = match timeout(READY_TIMEOUT, relay.store.ping()).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "not ready: the database cannot be used");
+            false
+        }
+        Err(_) => {
+            tracing::warn!("not ready: the database does not answer in time");
+            false
+        }
+    };
+    *health = Some((Instant::now(), is_up));
+    is_up
 }
 
 #[derive(Debug, Deserialize)]

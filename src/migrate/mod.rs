@@ -8,6 +8,7 @@ use std::fmt;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+use crate::error::with_causes;
 use crate::store::functions::CONTRACT_VERSION;
 use crate::store::functions::postgres_url::{PostgresUrl, Tls};
 
@@ -35,6 +36,9 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../supabase/migrations/20261124000003_relay_library.sql"),
     },
 ];
+
+/// From 15 on a foreign key can set one of its columns to null, which the tables rely on.
+const SERVER_VERSION_MIN: u32 = 150_000;
 
 /// Begins the transaction. The lock lets one of several relays that are started together do the work; its number is
 /// nothing but this program's own. The table is the Supabase CLI's.
@@ -72,12 +76,7 @@ impl From<tokio_postgres::Error> for Unmigrated {
             let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
             format!("{}: {}{hint}", error.code().code(), error.message())
         });
-        Self(told.unwrap_or_else(|| {
-            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
-                error.source()
-            });
-            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-        }))
+        Self(told.unwrap_or_else(|| with_causes(&error)))
     }
 }
 
@@ -90,6 +89,10 @@ pub async fn migrate(url: &PostgresUrl) -> Result<Vec<String>, Unmigrated> {
     let client = connect(url).await?;
     // Where it fails, the connection is closed, and Postgres rolls back.
     let mut done = Vec::new();
+    let version: u32 = first(&client, "show server_version_num").await?.parse().unwrap_or(0);
+    if version < SERVER_VERSION_MIN {
+        return Err(Unmigrated("it needs PostgreSQL 15 or newer.".to_owned()));
+    }
     client.batch_execute(BEGIN).await?;
     if is(&client, HAS_ADAPTER).await? {
         return Err(Unmigrated(

@@ -17,6 +17,8 @@ pub enum KeyCheck {
     Accepted,
     /// It did not, or there was no answer; what to do about it.
     Failed(String),
+    /// It answered something else, which may be its way.
+    Unclear(String),
     /// It has no question that costs nothing.
     Untried,
 }
@@ -34,11 +36,11 @@ impl Endpoint {
         }
         match request.send().await.map(|response| response.status()) {
             Ok(status) if status.is_success() => KeyCheck::Accepted,
-            Ok(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)) => {
+            Ok(status @ StatusCode::UNAUTHORIZED) => {
                 KeyCheck::Failed(format!("it refuses the key ({status}). Set another one."))
             }
-            Ok(status) => KeyCheck::Failed(format!(
-                "it answers {status}. Its base URL is wrong, or it has no list of models."
+            Ok(status) => KeyCheck::Unclear(format!(
+                "it answers {status} to a question about its models; whether it takes the key is not known"
             )),
             Err(error) => KeyCheck::Failed(format!(
                 "it cannot be reached: {}. Check its base URL, and the network.",

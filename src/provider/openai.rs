@@ -14,7 +14,7 @@ use super::chunk::{self, ChunkError};
 use super::habits::Habits;
 use super::sse::Decoder;
 use super::{Batch, Completed, Progress, Request};
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, with_causes};
 use crate::event::{Kind, Usage};
 use crate::text;
 
@@ -200,7 +200,7 @@ impl Endpoint {
 
     /// A provider's own words, without any key in them: some echo the one they were sent.
     fn scrub(&self, words: &str) -> String {
-        let mut words = words.to_owned();
+        let mut words = text::clean(words).into_owned();
         if let Some(key) =
             self.key.as_ref().map(ExposeSecret::expose_secret).filter(|key| !key.is_empty())
         {
@@ -356,12 +356,5 @@ async fn error_body(mut response: Response) -> Vec<u8> {
 
 /// A transport error with its causes, without the address: paths and queries can hold secrets.
 pub(super) fn describe(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+    with_causes(&error.without_url())
 }

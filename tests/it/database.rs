@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,45 +12,78 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
-/// Starts the server, says so, and ends it when its own input ends, which it does when the tests do. PostgreSQL refuses
-/// to run as root, so there it runs as the user that its package has made.
-const SERVE: &str = r#"
-    set -eu
-    as=""
-    if [ "$(id -u)" = 0 ]; then
-        chown postgres "$FOLDER"
-        as="setpriv --reuid=postgres --regid=postgres --clear-groups"
-    fi
-    $as "$BIN/initdb" --pgdata="$FOLDER/data" --username=postgres --auth=trust --no-sync --encoding=UTF8 --locale=C.UTF-8 >"$FOLDER.log" 2>&1
-    $as "$BIN/postgres" -D "$FOLDER/data" -p "$PORT" -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
-        -c fsync=off -c max_connections=300 -c log_line_prefix='%d ' >"$FOLDER.log" 2>&1 &
-    server=$!
-    tries=0
-    until "$BIN/pg_isready" -q -h 127.0.0.1 -p "$PORT"; do
-        tries=$((tries + 1))
-        [ $tries -lt 400 ] && kill -0 $server || { cat "$FOLDER.log" >&2; exit 1; }
-        sleep 0.05
-    done
-    echo ready
-    read -r _ || true
-    kill -QUIT $server
-    wait $server 2>/dev/null || true
-    rm -rf "$FOLDER" "$FOLDER.log"
-"#;
+/// How a server of the tests is started, in shell. `as_postgres` runs a command as the user that PostgreSQL's package has
+/// made, if the tests run as root, which its servers refuse.
+pub(crate) struct Recipe {
+    /// What has to be there first.
+    pub(crate) prepare: &'static str,
+    /// The server itself.
+    pub(crate) serve: &'static str,
+    /// Succeeds once it serves.
+    pub(crate) probe: &'static str,
+    /// The signal that ends it.
+    pub(crate) end_by: &'static str,
+}
 
-/// A process that ends when the tests do, because it reads from a pipe that only they hold.
+const POSTGRES: Recipe = Recipe {
+    prepare: r#"
+        own "$FOLDER"
+        as_postgres "$BIN/initdb" --pgdata="$FOLDER/data" --username=postgres --auth=trust --no-sync --encoding=UTF8 --locale=C.UTF-8"#,
+    serve: r#"
+        as_postgres "$BIN/postgres" -D "$FOLDER/data" -p "$PORT" -c listen_addresses=127.0.0.1 \
+            -c unix_socket_directories= -c fsync=off -c max_connections=300 -c log_line_prefix='%d '"#,
+    probe: r#""$BIN/pg_isready" -q -h 127.0.0.1 -p "$PORT""#,
+    end_by: "QUIT",
+};
+
+/// A process that ends when the tests do, however they end: it reads from a pipe that only they hold.
 #[derive(Debug)]
 pub(crate) struct Server {
+    folder: PathBuf,
     _child: Child,
     _input: ChildStdin,
 }
 
 impl Server {
-    /// Runs a shell script, and returns when it has printed a line.
-    pub(crate) fn start(script: &str, env: &[(&str, &str)]) -> Self {
+    /// Starts one in a folder of its own, and returns when it serves.
+    pub(crate) fn start(recipe: &Recipe, env: &[(&str, &str)], files: &[(&str, &str)]) -> Self {
+        let folder = TempDir::with_prefix("relay-test-").unwrap().keep();
+        for (name, content) in files {
+            std::fs::write(folder.join(name), content).unwrap();
+        }
+        let Recipe { prepare, serve, probe, end_by } = recipe;
+        let script = format!(
+            r#"
+            set -eu
+            server=""
+            finish() {{
+                [ -z "$server" ] || {{ kill -{end_by} "$server" && wait "$server"; }} 2>/dev/null || true
+                rm -rf "$FOLDER"
+            }}
+            trap finish EXIT
+            own() {{ [ "$(id -u)" != 0 ] || chown -R postgres "$1"; }}
+            as_postgres() {{
+                if [ "$(id -u)" = 0 ]; then exec setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; fi
+                exec "$@"
+            }}
+            ( {prepare} ) >"$FOLDER/log" 2>&1 || {{ cat "$FOLDER/log" >&2; exit 1; }}
+            ( {serve} ) >"$FOLDER/log" 2>&1 &
+            server=$!
+            tries=0
+            until {probe}; do
+                tries=$((tries + 1))
+                [ $tries -lt 400 ] && kill -0 "$server" || {{ cat "$FOLDER/log" >&2; exit 1; }}
+                sleep 0.05
+            done
+            echo ready
+            read -r _ || true"#
+        );
         let mut child = Command::new("sh")
-            .args(["-c", script])
+            .args(["-c", &script])
+            .env("FOLDER", &folder)
             .envs(env.iter().copied())
+            // Ctrl-C is for the tests, and their end is the server's.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -61,7 +95,12 @@ impl Server {
             !line.is_empty(),
             "a server of the tests did not start: run ./test, which installs it"
         );
-        Self { _child: child, _input: input }
+        Self { folder, _child: child, _input: input }
+    }
+
+    /// What it has written.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.folder.join("log")).unwrap()).into_owned()
     }
 }
 
@@ -74,25 +113,18 @@ pub(crate) fn free_port() -> u16 {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     port: u16,
-    log: PathBuf,
     /// Roles belong to the server and not to a database, so two migrations at once would get in each other's way.
     migrating: Mutex<()>,
-    _server: Server,
+    server: Server,
 }
 
 impl Cluster {
     /// One of its own.
     pub(crate) fn start() -> Arc<Self> {
-        let folder = TempDir::with_prefix("relay-postgres-").unwrap().keep();
         let (port, bin) = (free_port(), binaries());
-        let env = [
-            ("FOLDER", folder.to_str().unwrap()),
-            ("BIN", bin.to_str().unwrap()),
-            ("PORT", &port.to_string()),
-        ];
-        let server = Server::start(SERVE, &env);
-        let log = folder.with_extension("log");
-        Arc::new(Self { port, log, migrating: Mutex::default(), _server: server })
+        let env = [("BIN", bin.to_str().unwrap()), ("PORT", &port.to_string())];
+        let server = Server::start(&POSTGRES, &env, &[]);
+        Arc::new(Self { port, migrating: Mutex::default(), server })
     }
 
     /// The one that most tests share.
@@ -117,8 +149,12 @@ fn binaries() -> PathBuf {
     let version = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()?.parse().ok()).unwrap_or(0_u32)
     };
-    let newest = versions.map(|entry| entry.path()).max_by_key(version);
-    newest.expect("PostgreSQL is not installed: run ./test, which installs it").join("bin")
+    let servers =
+        versions.map(|entry| entry.path()).filter(|path| path.join("bin/initdb").exists());
+    servers
+        .max_by_key(version)
+        .expect("PostgreSQL is not installed: run ./test, which installs it")
+        .join("bin")
 }
 
 /// One database of the server.
@@ -174,6 +210,10 @@ impl Database {
         format!("postgres://{role}@127.0.0.1:{port}/{}?sslmode=disable", self.name)
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.cluster.port
     }
@@ -202,8 +242,7 @@ impl Database {
 
     /// What the server was asked since, a statement each.
     pub(crate) fn statements(&self) -> Vec<String> {
-        let log = std::fs::read(&self.cluster.log).unwrap();
-        let log = String::from_utf8_lossy(&log);
+        let log = self.cluster.server.log();
         let prefix = format!("{} LOG:  ", self.name);
         let ours = log.lines().filter_map(|line| line.strip_prefix(&prefix));
         let statement = |line: &str| {

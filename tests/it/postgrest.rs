@@ -6,26 +6,15 @@ use std::sync::OnceLock;
 use http::{Method, header};
 use serde_json::{Value, json};
 
-use crate::database::{Database, Server, free_port};
+use crate::database::{Database, Recipe, Server, free_port};
 use crate::relay::SECRET;
 
-const SERVE: &str = r#"
-    set -eu
-    "$SERVER" >"$LOG" 2>&1 &
-    server=$!
-    tries=0
-    until curl -sf -o /dev/null -H 'content-type: application/json' -d '{}' \
-        "http://127.0.0.1:$PGRST_SERVER_PORT/rpc/relay_version"; do
-        tries=$((tries + 1))
-        [ $tries -lt 400 ] && kill -0 $server || { cat "$LOG" >&2; exit 1; }
-        sleep 0.05
-    done
-    echo ready
-    read -r _ || true
-    kill $server
-    wait $server 2>/dev/null || true
-    rm -f "$LOG"
-"#;
+const POSTGREST: Recipe = Recipe {
+    prepare: "true",
+    serve: r#"exec "$SERVER""#,
+    probe: r#"curl -sf -o /dev/null -H 'content-type: application/json' -d '{}' "http://127.0.0.1:$PGRST_SERVER_PORT/rpc/relay_version""#,
+    end_by: "TERM",
+};
 
 /// A PostgREST-compatible server.
 pub(crate) struct Postgrest {
@@ -38,12 +27,10 @@ impl Postgrest {
     /// One over the database, which must have been migrated.
     pub(crate) fn on(database: &Database) -> Self {
         let port = free_port();
-        let log = std::env::temp_dir().join(format!("relay-postgrest-{port}.log"));
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-        let binary = target.join("tools/bin/postrust");
+        let binary = target.join("tools/postrust-3.1.0/bin/postrust");
         let env = [
             ("SERVER", binary.to_str().unwrap()),
-            ("LOG", log.to_str().unwrap()),
             ("PGRST_COMPAT_MODE", "true"),
             ("PGRST_DB_URI", &database.url("authenticator")),
             ("PGRST_DB_SCHEMAS", "public"),
@@ -53,7 +40,7 @@ impl Postgrest {
             ("PGRST_SERVER_HOST", "127.0.0.1"),
             ("PGRST_SERVER_PORT", &port.to_string()),
         ];
-        let server = Server::start(SERVE, &env);
+        let server = Server::start(&POSTGREST, &env, &[]);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { port, client, _server: server }
     }

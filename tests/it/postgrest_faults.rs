@@ -89,7 +89,7 @@ async fn every_error_is_told_apart() {
         (
             error(500, "57014", "canceling statement due to statement timeout"),
             Code::StoreUnavailable,
-            3,
+            1,
             "",
         ),
         (error(500, "40001", "could not serialize access"), Code::StoreUnavailable, 3, ""),
@@ -170,7 +170,7 @@ async fn what_would_be_done_twice_is_not_tried_again() {
 }
 
 fn error_503() -> Script {
-    error(503, "PGRST001", "Database connection error")
+    error(503, "PGRST000", "Database connection error")
 }
 
 /// `relay_begin` says in each try whose call it is, so that the database can tell a repetition from another turn.

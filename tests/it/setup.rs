@@ -1,13 +1,17 @@
 //! Setting up: `migrate` and `check` as an operator runs them, the policies' own tests, and a pooler before the database.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::database::{Cluster, Database, Server, file, free_port};
+use crate::database::{Cluster, Database, Recipe, Server, file, free_port};
 use crate::postgrest::Postgrest;
-use crate::provider::{Provider, Script};
+use crate::provider::{PATIENCE, Provider, Script};
 use crate::relay::{self, Answer, ISSUER, SECRET, TestRelay};
 
 fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
@@ -154,6 +158,44 @@ async fn check_says_what_is_wrong_and_what_to_do() {
     assert!(!is_well && said.contains("RELAY_DRAIN") && said.contains("SUPABASE_URL"), "{said}");
 }
 
+#[tokio::test]
+async fn check_says_why_a_database_cannot_be_reached() {
+    let database = Database::shared().await;
+    let (right, port) = (database.url("relay"), database.port());
+    for (url, advice) in [
+        (right.replace("relay@", "nobody@"), "Check the user"),
+        (right.replace(database.name(), "nowhere"), "Check the user"),
+        (right.replace(&port.to_string(), "1"), "refused"),
+    ] {
+        let env = [
+            ("SUPABASE_JWT_SECRET", SECRET),
+            ("RELAY_JWT_ISSUERS", ISSUER),
+            ("RELAY_DATABASE_URL", url.as_str()),
+        ];
+        let (is_well, said) = check(&env).await;
+        assert!(!is_well && said.contains(advice), "{advice} in {said}");
+    }
+}
+
+#[tokio::test]
+async fn check_tries_a_token_of_a_key_that_there_is_not() {
+    let source = Provider::start().await;
+    source.always(
+        Script::answer(200, "content-type: application/json\r\n").raw(br#"{"keys": []}"#).end(),
+    );
+    let keys = format!("{}/jwks", source.base_url());
+    let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"unknown"}"#);
+    let token =
+        format!("{header}.{}.{}", URL_SAFE_NO_PAD.encode("{}"), URL_SAFE_NO_PAD.encode([1; 64]));
+    let env = [
+        ("SUPABASE_JWKS_URL", keys.as_str()),
+        ("RELAY_JWT_ISSUERS", ISSUER),
+        ("RELAY_DATA", "memory"),
+    ];
+    let (is_well, said) = check_with(&["check", "--token", &token], &env).await;
+    assert!(!is_well && said.contains("not among the project's"), "{said}");
+}
+
 /// Started before its database is set up, a relay says what is missing, and works as soon as it is there.
 #[tokio::test]
 async fn a_relay_may_be_started_before_its_database_is_migrated() {
@@ -168,31 +210,22 @@ async fn a_relay_may_be_started_before_its_database_is_migrated() {
     assert_eq!(ready().await.json["store"], "down");
     assert!(relay.log().contains("storytellr-relay migrate"), "{}", relay.log());
     database.migrate();
-    ready().await.ok(200);
+    let since = Instant::now();
+    while ready().await.status != 200 {
+        assert!(since.elapsed() < PATIENCE, "{}", relay.log());
+        sleep(Duration::from_millis(20)).await;
+    }
     relay.finish().await;
 }
 
 /// PgBouncer, which hands a connection to whoever comes next after each transaction.
 fn pooler(database: &Database, port: u16) -> Server {
-    const SERVE: &str = r#"
-        set -eu
-        as=""
-        if [ "$(id -u)" = 0 ]; then chown -R postgres "$FOLDER"; as="setpriv --reuid=postgres --regid=postgres --clear-groups"; fi
-        $as /usr/sbin/pgbouncer -q "$FOLDER/pgbouncer.ini" >"$FOLDER/log" 2>&1 &
-        server=$!
-        tries=0
-        until pg_isready -q -h 127.0.0.1 -p "$PORT"; do
-            tries=$((tries + 1))
-            [ $tries -lt 400 ] && kill -0 $server || { cat "$FOLDER/log" >&2; exit 1; }
-            sleep 0.05
-        done
-        echo ready
-        read -r _ || true
-        kill $server
-        wait $server 2>/dev/null || true
-        rm -rf "$FOLDER"
-    "#;
-    let folder = tempfile::TempDir::with_prefix("relay-pgbouncer-").unwrap().keep();
+    const PGBOUNCER: Recipe = Recipe {
+        prepare: r#"own "$FOLDER""#,
+        serve: r#"as_postgres /usr/sbin/pgbouncer -q "$FOLDER/pgbouncer.ini""#,
+        probe: r#"pg_isready -q -h 127.0.0.1 -p "$PORT""#,
+        end_by: "INT",
+    };
     let settings = format!(
         "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
          unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 100\n",
@@ -200,8 +233,7 @@ fn pooler(database: &Database, port: u16) -> Server {
     );
     // With `any` everybody is logged in as the user whom the database's line names.
     let settings = settings.replace("* = host", "* = user=relay host");
-    std::fs::write(folder.join("pgbouncer.ini"), settings).unwrap();
-    Server::start(SERVE, &[("FOLDER", folder.to_str().unwrap()), ("PORT", &port.to_string())])
+    Server::start(&PGBOUNCER, &[("PORT", &port.to_string())], &[("pgbouncer.ini", &settings)])
 }
 
 #[tokio::test]

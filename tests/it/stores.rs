@@ -154,6 +154,65 @@ async fn a_commit_whose_answer_is_lost_is_one_row(
     relay.finish().await;
 }
 
+/// Nobody hears that the turn has begun. Its client is told that it has not, and that becomes true.
+#[tokio::test]
+async fn a_beginning_of_which_nobody_hears_is_taken_back() {
+    let (provider, database) = (Provider::start().await, Database::shared().await);
+    provider.always(Script::telling(&["text"]));
+    let cutter = Cutter::before(database.port()).await;
+    let relay = on_postgres(&provider, &database, cutter.port()).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    cutter.lose_answers("relay_begin", "COMMIT", 3);
+    let turn = json!({"conversation_id": story, "input": "Go on.", "stream_id": "mine"});
+    user.post("/v1/stream", &turn).await.refused(503, "store_unavailable");
+    assert_eq!(cutter.to_be_lost(), 0);
+    let since = Instant::now();
+    while user.tree(story).await["messages"] != json!([]) {
+        assert!(since.elapsed() < PATIENCE, "{}", user.tree(story).await);
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(provider.requests().is_empty());
+    user.stream(turn).await.done().await;
+    assert_eq!(user.story(story).await, ["Go on.", "text"]);
+    relay.finish().await;
+}
+
+/// A database that takes the text and never answers holds up its reader for some seconds and no longer.
+#[tokio::test]
+async fn a_save_that_hangs_goes_on_in_the_outbox() {
+    let (provider, database) = (Provider::start().await, Database::shared().await);
+    provider.always(Script::telling(&["text"]));
+    let cutter = Cutter::before(database.port()).await;
+    let relay = on_postgres(&provider, &database, cutter.port()).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    cutter.lose_answers("relay_finish", "no answer has this in it", 1);
+    let mut reading = user.say(story, "Go on.").await;
+    assert_eq!(reading.done().await["saved"], false);
+    assert_eq!(user.saved(&reading.stream_id(), "complete").await["content"], "text");
+    relay.finish().await;
+}
+
+/// Postgres cannot keep a NUL, wherever it comes from.
+#[tokio::test]
+async fn a_nul_is_kept_from_the_database() {
+    let (provider, database) = (Provider::start().await, Database::shared().await);
+    let error = json!({"error": {"message": "no\0t now"}});
+    provider.once(Script::new().token("half\0").chunk(&error).end());
+    let relay = on_postgres(&provider, &database, database.port()).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let mut reading = user.say(story, "a\0b").await;
+    assert_eq!(reading.error().await["saved"], true);
+    assert_eq!(user.saved(&reading.stream_id(), "failed").await["content"], "half");
+    user.get("/v1/bots?cursor=%00").await.refused(400, "invalid_request");
+    user.get("/v1/conversations?cursor=1-%00").await.refused(400, "invalid_request");
+    let bot = json!({"name": "N", "provider": "custom", "model": "m", "base_url": "https://x.example/\0"});
+    user.post("/v1/bots", &bot).await.ok(201);
+    relay.finish().await;
+}
+
 #[tokio::test]
 async fn a_database_that_is_away_is_told_of_and_comes_back() {
     let (provider, database) = (Provider::start().await, Database::shared().await);

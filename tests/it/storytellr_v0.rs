@@ -12,7 +12,7 @@ impl Database {
     async fn of_storytellr() -> Self {
         let database = Cluster::start().database().await;
         database.apply("src/migrate/plain.sql");
-        database.apply("supabase/tests/adapter/storytellr-v0-schema.sql");
+        database.apply("tests/fixtures/storytellr-v0-schema.sql");
         database.psql(&[
             "--command",
             "create role relay login noinherit; grant anon, authenticated to relay",
@@ -224,7 +224,7 @@ async fn the_adapter_and_the_relays_own_tables_exclude_each_other() {
 #[tokio::test]
 async fn a_thousand_stories_are_moved_once() {
     let database = Database::of_storytellr().await;
-    database.apply("supabase/tests/adapter/made-up-database.sql");
+    database.apply("tests/fixtures/storytellr-v0-stories.sql");
     database.migrate();
     let said = database.apply("supabase/adapters/storytellr-v0-move.sql");
     let counts = "select (select count(*) from relay_bots) as bots, (select count(*) from relay_conversations) as conversations,

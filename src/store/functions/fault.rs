@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::error::{Code, Error};
 use crate::store::refusal::refusal_named;
 
+/// What a client is told to wait where the database names no time.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
 /// A call without an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
@@ -16,6 +19,8 @@ pub enum Fault {
     NotDone(String, Option<Duration>),
     /// Nobody knows whether it was carried out.
     Unknown(String),
+    /// The database gave it up for time, and would again: it has more to do than it can.
+    Overdue(String),
     /// The database is not set up as it must be, or the relay has a bug: trying again does not help.
     Broken(String),
 }
@@ -32,13 +37,9 @@ impl From<Fault> for Error {
             )
             .with_detail(detail),
             Fault::NotDone(detail, retry_after) => {
-                let error = unavailable(&detail);
-                match retry_after {
-                    Some(retry_after) => error.with_retry_after(retry_after),
-                    None => error,
-                }
+                unavailable(&detail).with_retry_after(retry_after.unwrap_or(RETRY_AFTER))
             }
-            Fault::Unknown(detail) => unavailable(&detail),
+            Fault::Unknown(detail) | Fault::Overdue(detail) => unavailable(&detail),
             Fault::Broken(detail) => Self::internal(detail),
         }
     }
@@ -47,6 +48,7 @@ impl From<Fault> for Error {
 fn unavailable(detail: &str) -> Error {
     Error::new(Code::StoreUnavailable, "The database does not answer. Try again in a moment.")
         .with_detail(detail)
+        .with_retry_after(RETRY_AFTER)
 }
 
 impl Fault {
@@ -57,15 +59,25 @@ impl Fault {
         let told = || format!("{sqlstate}: {message}");
         match sqlstate {
             _ if sqlstate.starts_with("PT") => Self::Refused(message.to_owned()),
-            // Rolled back for the sake of another transaction, or for time; too many connections, out of memory, out of
-            // disk; being shut down or started.
-            "40001" | "40P01" | "55P03" => Self::NotDone(told(), None),
+            // Too long in coming: the statement, or a lock for it.
+            "57014" | "55P03" => Self::Overdue(told()),
+            // Rolled back for the sake of another transaction; too many connections, out of memory, out of disk; being
+            // shut down or started.
+            "40001" | "40P01" => Self::NotDone(told(), None),
             // The connection of a server that is restarted: whether it had committed is not known.
             "57P01" | "57P02" => Self::Unknown(told()),
             _ if ["53", "57", "58"].iter().any(|class| sqlstate.starts_with(class)) => {
                 Self::NotDone(told(), None)
             }
             _ if sqlstate.starts_with("08") => Self::Unknown(told()),
+            "28P01" | "28000" | "3D000" => Self::Broken(format!(
+                "{}. Check the user, the password and the database in RELAY_DATABASE_URL.",
+                told()
+            )),
+            "42501" if message.contains("set role") => Self::Broken(format!(
+                "{}. Let the relay's role act for its users: `grant anon, authenticated to <role>`.",
+                told()
+            )),
             // No such function, schema or role.
             "42883" | "3F000" | "22023" => Self::Broken(format!(
                 "{}. Apply the migrations: `storytellr-relay migrate`, or `supabase db push`.",

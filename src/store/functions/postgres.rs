@@ -10,7 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
@@ -18,6 +20,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::postgres_url::{PostgresUrl, Tls};
 use super::{Fault, Functions};
 use crate::auth::Principal;
+use crate::error::{Error, with_causes};
 
 /// Connections at most. A call takes a millisecond or so, so these carry some thousand turns a second, and a small
 /// Supabase project has sixty in all.
@@ -47,7 +50,7 @@ impl PostgresFunctions {
     ///
     /// # Errors
     /// If the certificate that the address names cannot be read.
-    pub fn new(url: &PostgresUrl) -> Result<Self, crate::error::Error> {
+    pub fn new(url: &PostgresUrl) -> Result<Self, Error> {
         let config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = match url.tls()? {
             Tls::Off => Manager::from_config(url.config().clone(), tokio_postgres::NoTls, config),
@@ -62,7 +65,7 @@ impl PostgresFunctions {
                 recycle: Some(CONNECTION_TIMEOUT),
             })
             .build()
-            .map_err(crate::error::Error::internal)?;
+            .map_err(Error::internal)?;
         Ok(Self { pool })
     }
 }
@@ -75,8 +78,7 @@ impl Functions for PostgresFunctions {
         function: &'static str,
         arguments: &SecretString,
     ) -> Result<Vec<u8>, Fault> {
-        let client =
-            self.pool.get().await.map_err(|error| Fault::NotDone(error.to_string(), None))?;
+        let client = self.pool.get().await.map_err(|error| no_connection(&error))?;
         let (role, claims) = match caller {
             Some(caller) => ("authenticated", claims(caller)?),
             None => ("anon", r#"{"role":"anon"}"#.to_owned()),
@@ -123,10 +125,21 @@ fn claims(caller: &Principal) -> Result<String, Fault> {
         .ok_or_else(|| Fault::Broken("a verified token has no claims".to_owned()))
 }
 
+/// Nothing was asked of the database yet.
+fn no_connection(error: &PoolError) -> Fault {
+    match error {
+        PoolError::Backend(error) => match error.as_db_error() {
+            Some(error) => Fault::of_sqlstate(error.code().code(), error.message()),
+            None => Fault::NotDone(with_causes(error), None),
+        },
+        other => Fault::NotDone(with_causes(other), None),
+    }
+}
+
 fn fault(error: &tokio_postgres::Error) -> Fault {
     match error.as_db_error() {
         Some(error) => Fault::of_sqlstate(error.code().code(), error.message()),
         // The connection broke after the commit was sent.
-        None => Fault::Unknown(error.to_string()),
+        None => Fault::Unknown(with_causes(error)),
     }
 }

@@ -4,13 +4,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use url::Url;
 
@@ -18,6 +19,15 @@ use crate::error::{Code, Error};
 
 /// Parameters that other clients know and that mean nothing here: they tell of poolers, for which this one is made.
 const IGNORED: [&str; 5] = ["pgbouncer", "supa", "workaround", "connection_limit", "pool_timeout"];
+
+/// After so much silence the other end is asked whether it is there; NATs forget after some minutes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// How long sent bytes may go without acknowledgement.
+const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may take where the address says nothing of it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An address like `postgres://user:password@host:5432/database?sslmode=verify-full&sslrootcert=prod-ca.crt`.
 #[derive(Clone, PartialEq, Eq)]
@@ -59,19 +69,23 @@ impl FromStr for PostgresUrl {
     fn from_str(text: &str) -> Result<Self, InvalidPostgresUrl> {
         let invalid = |reason: &str| InvalidPostgresUrl(reason.to_owned());
         let mut url = Url::parse(text).map_err(|error| invalid(&error.to_string()))?;
-        let (mut mode, mut root, mut others) = ("prefer".to_owned(), None, Vec::new());
+        let (mut mode, mut root) = ("prefer".to_owned(), None);
         for (name, value) in url.query_pairs().into_owned() {
             match name.as_str() {
                 "sslmode" => mode = value,
-                "sslrootcert" => root = Some(PathBuf::from(value)),
-                ignored if IGNORED.contains(&ignored) => {}
-                _ => others.push((name, value)),
+                "sslrootcert" => root = Some(value),
+                _ => {}
             }
         }
-        url.set_query(None);
-        if !others.is_empty() {
-            url.query_pairs_mut().extend_pairs(others);
-        }
+        // What is for the driver goes to it as it was written: it decodes by rules of its own.
+        let is_ours = |part: &&str| {
+            let name = part.split('=').next().unwrap_or_default();
+            matches!(name, "sslmode" | "sslrootcert") || IGNORED.contains(&name)
+        };
+        let query = url.query().unwrap_or_default();
+        let others: Vec<_> = query.split('&').filter(|part| !is_ours(part)).collect();
+        let others = others.join("&");
+        url.set_query(Some(others.as_str()).filter(|others| !others.is_empty()));
         let mut config: tokio_postgres::Config = url
             .as_str()
             .parse()
@@ -82,12 +96,19 @@ impl FromStr for PostgresUrl {
             ("allow" | "prefer", None) => (SslMode::Prefer, Trust::Anybody),
             ("require", None) => (SslMode::Require, Trust::Anybody),
             ("verify-ca" | "verify-full", None) => (SslMode::Require, Trust::System),
-            ("prefer" | "require" | "verify-ca" | "verify-full", Some(path)) => {
-                (SslMode::Require, Trust::File(path))
+            ("allow" | "prefer" | "require" | "verify-ca" | "verify-full", Some(root)) => {
+                let file = |root| Trust::File(PathBuf::from(root));
+                let trust = if root == "system" { Trust::System } else { file(root) };
+                (SslMode::Require, trust)
             }
             _ => return Err(invalid("no such sslmode")),
         };
         config.ssl_mode(ssl_mode);
+        // A connection that something on the way has forgotten is noticed soon, and not by the next reader.
+        config.keepalives_idle(KEEPALIVE_IDLE).tcp_user_timeout(UNANSWERED_TIMEOUT);
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
         if config.get_application_name().is_none() {
             config.application_name("storytellr-relay");
         }
@@ -107,6 +128,16 @@ impl PostgresUrl {
     #[must_use]
     pub fn config(&self) -> &tokio_postgres::Config {
         &self.config
+    }
+
+    /// The hosts, for people to read.
+    #[must_use]
+    pub fn hosts(&self) -> String {
+        let host = |host: &Host| match host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        };
+        self.config.get_hosts().iter().map(host).collect::<Vec<_>>().join(", ")
     }
 
     /// Whether an impostor on the way would not be noticed.
@@ -133,6 +164,12 @@ impl PostgresUrl {
             Trust::System => {
                 let mut roots = RootCertStore::empty();
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                if roots.is_empty() {
+                    return Err(Error::new(
+                        Code::StoreUnavailable,
+                        "this machine knows no certificate authorities. Install ca-certificates.",
+                    ));
+                }
                 builder.with_root_certificates(roots).with_no_client_auth()
             }
             Trust::File(path) => {
@@ -234,10 +271,18 @@ mod tests {
                 Trust::File("/ca.crt".into()),
             ),
             ("postgres://u@h/d?sslmode=disable", SslMode::Disable, Trust::NoTls),
+            ("postgres://u@[::1]:5433/d?sslrootcert=system", SslMode::Require, Trust::System),
+            (
+                "postgres://u.ref@h/d?options=-c%20search_path%3Dx&sslmode=require",
+                SslMode::Require,
+                Trust::Anybody,
+            ),
         ] {
             let url: PostgresUrl = text.parse().unwrap();
             assert_eq!((url.config.get_ssl_mode(), &url.trust), (ssl_mode, &trust), "{text}");
         }
+        let url: PostgresUrl = "postgres://u@h/d?options=-c%20x".parse().unwrap();
+        assert_eq!(url.config.get_options(), Some("-c x"));
         let url: PostgresUrl = "postgres://u:s%40cret@h/d".parse().unwrap();
         assert_eq!(url.config.get_password(), Some(b"s@cret".as_slice()));
         assert!(!format!("{url:?}").contains("s@cret"));

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::{Fault, Functions};
 use crate::auth::Principal;
-use crate::error::Error;
+use crate::error::{Error, with_causes};
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,6 +28,12 @@ const ANSWER_LEN_MAX: usize = 64 << 20;
 /// The wait before a token is tried again that PostgREST takes for one of the future. Supabase's gateway had its clock
 /// ahead of PostgREST's now and then (PostgREST#5159).
 const CLOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// The longest wait that is believed and passed on.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// How long an idle connection is kept: below what gateways keep, so that none is used that they have closed.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The functions of a database behind PostgREST.
 #[derive(Debug)]
@@ -57,6 +63,7 @@ impl PostgrestFunctions {
             .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .build()
             .map_err(Error::internal)?;
         let rpc_url = format!("{}/rpc/", rest_url.as_str().trim_end_matches('/'));
@@ -102,13 +109,10 @@ impl Functions for PostgrestFunctions {
             .headers(self.headers(caller)?)
             .body(arguments.expose_secret().to_owned());
         let response = request.send().await.map_err(|error| {
-            let detail = describe(error);
             // Without a connection nothing was sent.
-            if detail.is_connect {
-                Fault::NotDone(detail.text, None)
-            } else {
-                Fault::Unknown(detail.text)
-            }
+            let is_connect = error.is_connect();
+            let told = with_causes(&error.without_url());
+            if is_connect { Fault::NotDone(told, None) } else { Fault::Unknown(told) }
         })?;
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
         let body = read(response).await?;
@@ -125,7 +129,7 @@ async fn read(mut response: Response) -> Result<Vec<u8>, Fault> {
     let mut body = Vec::new();
     // An answer that breaks off leaves open whether the transaction was committed; it was if the status says so.
     while let Some(bytes) =
-        response.chunk().await.map_err(|error| Fault::Unknown(describe(error).text))?
+        response.chunk().await.map_err(|error| Fault::Unknown(with_causes(&error.without_url())))?
     {
         if body.len() + bytes.len() > ANSWER_LEN_MAX {
             return Err(Fault::Broken(format!("an answer of more than {ANSWER_LEN_MAX} bytes")));
@@ -141,9 +145,8 @@ fn fault(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Faul
     let Ok(WireError { code, message }) = serde_json::from_slice(body) else {
         let told = format!("status {status} without an error of PostgREST's");
         return match status {
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                Fault::NotDone(told, retry_after)
-            }
+            StatusCode::TOO_MANY_REQUESTS => Fault::NotDone(told, retry_after),
+            // Even a 503 may come from a gateway that lost the answer.
             _ if status.is_server_error() => Fault::Unknown(told),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 Fault::Broken(format!("{told}. Is SUPABASE_PUBLISHABLE_KEY the project's?"))
@@ -154,7 +157,9 @@ fn fault(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Faul
     let told = format!("{code}: {message}");
     match code.as_str() {
         // No connection to the database, or none in time; PostgREST has not begun.
-        "PGRST000" | "PGRST001" | "PGRST002" | "PGRST003" => Fault::NotDone(told, retry_after),
+        "PGRST000" | "PGRST002" | "PGRST003" => Fault::NotDone(told, retry_after),
+        // The connection was lost under the call.
+        "PGRST001" => Fault::Unknown(told),
         "PGRST303" if message.contains("issued at future") => {
             Fault::NotDone(told, Some(CLOCK_WAIT))
         }
@@ -175,21 +180,6 @@ fn fault(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Faul
 
 /// In seconds; as a date it is of no use here, where only short waits are worth it.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
-}
-
-struct Described {
-    text: String,
-    is_connect: bool,
-}
-
-/// What went wrong, with all its causes, because the first says only that something did.
-fn describe(error: reqwest::Error) -> Described {
-    let is_connect = error.is_connect();
-    let error = error.without_url();
-    let causes =
-        std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-    let text = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    Described { text, is_connect }
+    let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }

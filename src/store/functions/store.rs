@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::wire::{self, WireBegun};
 use super::{CONTRACT_VERSION, Fault, Functions};
@@ -33,11 +33,18 @@ const BACKOFF: Duration = Duration::from_millis(150);
 /// The longest wait that is worth a reader's time. Who asks for more is asked by the reader.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// Whether carrying a call out twice is the same as carrying it out once.
+/// No try begins later than this after the first: whoever waits is told then.
+const TRYING_TIME: Duration = Duration::from_secs(10);
+
+/// When a call is made again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Repeat {
+    /// Carrying it out twice is the same as carrying it out once.
     Harmless,
+    /// Only if it was certainly not carried out.
     Harmful,
+    /// Not here: whoever calls does it.
+    Never,
 }
 
 /// A store whose functions are the database's.
@@ -54,7 +61,8 @@ impl<F: Functions> FunctionStore<F> {
         Self { functions, demo_bot }
     }
 
-    async fn read<T: DeserializeOwned>(
+    /// A call that may be repeated.
+    async fn repeatable<T: DeserializeOwned>(
         &self,
         caller: &Principal,
         function: &'static str,
@@ -63,7 +71,8 @@ impl<F: Functions> FunctionStore<F> {
         self.call(Some(caller), function, arguments, Repeat::Harmless).await
     }
 
-    async fn change<T: DeserializeOwned>(
+    /// A call that does something each time it is made.
+    async fn once<T: DeserializeOwned>(
         &self,
         caller: &Principal,
         function: &'static str,
@@ -80,7 +89,7 @@ impl<F: Functions> FunctionStore<F> {
         repeat: Repeat,
     ) -> Result<T, Error> {
         let arguments = SecretString::from(arguments.to_string());
-        let mut backoff = BACKOFF;
+        let (began, mut backoff) = (Instant::now(), BACKOFF);
         for attempt in 1.. {
             let fault = match self.functions.call(caller, function, &arguments).await {
                 Ok(json) => {
@@ -91,11 +100,13 @@ impl<F: Functions> FunctionStore<F> {
                 Err(fault) => fault,
             };
             let wait = match &fault {
-                Fault::NotDone(_, retry_after) => retry_after.unwrap_or(backoff),
+                Fault::NotDone(_, retry_after) if repeat != Repeat::Never => {
+                    retry_after.unwrap_or(backoff)
+                }
                 Fault::Unknown(_) if repeat == Repeat::Harmless => backoff,
                 _ => return Err(fault.into()),
             };
-            if attempt == TRIES || wait > BACKOFF_MAX {
+            if attempt == TRIES || wait > BACKOFF_MAX || began.elapsed() + wait > TRYING_TIME {
                 return Err(fault.into());
             }
             tracing::debug!(function, attempt, ?fault, "call failed, will be tried again");
@@ -127,7 +138,7 @@ impl<F: Functions> Store for FunctionStore<F> {
             "fallback_bot": self.demo_bot,
             "write_token_hash": hex(&hash(&begin.write_token)),
         });
-        self.read::<WireBegun>(caller, "relay_begin", &arguments).await.map(Begun::from)
+        self.repeatable::<WireBegun>(caller, "relay_begin", &arguments).await.map(Begun::from)
     }
 
     async fn finish(&self, finish: &Finish) -> Result<Finished, Error> {
@@ -141,7 +152,7 @@ impl<F: Functions> Store for FunctionStore<F> {
             "failure": finish.failure,
             "model": finish.model,
         });
-        self.call(None, "relay_finish", &arguments, Repeat::Harmless).await
+        self.call(None, "relay_finish", &arguments, Repeat::Never).await
     }
 
     async fn find_stream(
@@ -149,7 +160,7 @@ impl<F: Functions> Store for FunctionStore<F> {
         caller: &Principal,
         stream_id: &StreamId,
     ) -> Result<Option<SavedStream>, Error> {
-        self.read(caller, "relay_find_stream", &json!({"stream_id": stream_id})).await
+        self.repeatable(caller, "relay_find_stream", &json!({"stream_id": stream_id})).await
     }
 
     async fn announce_reroll(
@@ -160,7 +171,7 @@ impl<F: Functions> Store for FunctionStore<F> {
     ) -> Result<Announced, Error> {
         let mut arguments = wire::reference(message);
         arguments["conversation_id"] = json!(conversation_id);
-        self.change(caller, "relay_announce_reroll", &arguments).await
+        self.once(caller, "relay_announce_reroll", &arguments).await
     }
 
     async fn list_conversations(
@@ -169,7 +180,7 @@ impl<F: Functions> Store for FunctionStore<F> {
         cursor: &Cursor,
     ) -> Result<Page<Conversation>, Error> {
         let arguments = json!({"after": cursor.after, "limit": cursor.limit});
-        self.read(caller, "relay_list_conversations", &arguments).await
+        self.repeatable(caller, "relay_list_conversations", &arguments).await
     }
 
     async fn create_conversation(
@@ -179,11 +190,11 @@ impl<F: Functions> Store for FunctionStore<F> {
         bot_id: Option<BotId>,
     ) -> Result<Conversation, Error> {
         let arguments = json!({"title": title, "bot_id": bot_id});
-        self.change(caller, "relay_create_conversation", &arguments).await
+        self.once(caller, "relay_create_conversation", &arguments).await
     }
 
     async fn read_tree(&self, caller: &Principal, id: ConversationId) -> Result<Tree, Error> {
-        self.read(caller, "relay_tree", &json!({"id": id})).await
+        self.repeatable(caller, "relay_tree", &json!({"id": id})).await
     }
 
     async fn patch_conversation(
@@ -193,7 +204,7 @@ impl<F: Functions> Store for FunctionStore<F> {
         patch: &ConversationPatch,
     ) -> Result<Conversation, Error> {
         let arguments = json!({"id": id, "patch": wire::patch(patch)});
-        self.read(caller, "relay_patch_conversation", &arguments).await
+        self.repeatable(caller, "relay_patch_conversation", &arguments).await
     }
 
     async fn delete_conversation(
@@ -201,7 +212,7 @@ impl<F: Functions> Store for FunctionStore<F> {
         caller: &Principal,
         id: ConversationId,
     ) -> Result<(), Error> {
-        self.change(caller, "relay_delete_conversation", &json!({"id": id})).await
+        self.once(caller, "relay_delete_conversation", &json!({"id": id})).await
     }
 
     async fn select_variant(
@@ -211,7 +222,7 @@ impl<F: Functions> Store for FunctionStore<F> {
         variant: VariantId,
     ) -> Result<Message, Error> {
         let arguments = json!({"message_id": message, "variant_id": variant});
-        self.read(caller, "relay_select_variant", &arguments).await
+        self.repeatable(caller, "relay_select_variant", &arguments).await
     }
 
     async fn write_variant(
@@ -221,26 +232,26 @@ impl<F: Functions> Store for FunctionStore<F> {
         content: &str,
     ) -> Result<Message, Error> {
         let arguments = json!({"message_id": message, "content": content});
-        self.change(caller, "relay_write_variant", &arguments).await
+        self.once(caller, "relay_write_variant", &arguments).await
     }
 
     async fn delete_message(&self, caller: &Principal, message: MessageId) -> Result<(), Error> {
-        self.change(caller, "relay_delete_message", &json!({"message_id": message})).await
+        self.once(caller, "relay_delete_message", &json!({"message_id": message})).await
     }
 
     async fn list_bots(&self, caller: &Principal, cursor: &Cursor) -> Result<Page<Bot>, Error> {
         let arguments =
             json!({"after": cursor.after, "limit": cursor.limit, "fallback_bot": self.demo_bot});
         // The bot that it may make is made only where there is none.
-        self.read(caller, "relay_list_bots", &arguments).await
+        self.repeatable(caller, "relay_list_bots", &arguments).await
     }
 
     async fn read_bot(&self, caller: &Principal, id: BotId) -> Result<Bot, Error> {
-        self.read(caller, "relay_read_bot", &json!({"id": id})).await
+        self.repeatable(caller, "relay_read_bot", &json!({"id": id})).await
     }
 
     async fn create_bot(&self, caller: &Principal, settings: &BotSettings) -> Result<Bot, Error> {
-        self.change(caller, "relay_create_bot", &json!({"settings": settings})).await
+        self.once(caller, "relay_create_bot", &json!({"settings": settings})).await
     }
 
     async fn update_bot(
@@ -250,11 +261,11 @@ impl<F: Functions> Store for FunctionStore<F> {
         settings: &BotSettings,
     ) -> Result<Bot, Error> {
         let arguments = json!({"id": id, "settings": settings});
-        self.read(caller, "relay_update_bot", &arguments).await
+        self.repeatable(caller, "relay_update_bot", &arguments).await
     }
 
     async fn delete_bot(&self, caller: &Principal, id: BotId) -> Result<(), Error> {
-        self.change(caller, "relay_delete_bot", &json!({"id": id})).await
+        self.once(caller, "relay_delete_bot", &json!({"id": id})).await
     }
 
     async fn ping(&self) -> Result<(), Error> {
