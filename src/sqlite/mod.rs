@@ -241,7 +241,7 @@ fn cannot_open(path: &Path, reason: &dyn std::fmt::Display) -> Error {
     Error::new(
         Code::StoreUnavailable,
         format!(
-            "cannot open the database {}: {reason}. Set RELAY_DATA or RELAY_DATABASE_URL to a place that the relay can write.",
+            "cannot open the database {}: {reason}. Set RELAY_DATA (or RELAY_DATABASE_URL) to a place that this relay alone can write; RELAY_DATA=memory keeps nothing.",
             path.display()
         ),
     )

@@ -92,6 +92,24 @@ async fn a_lock_that_another_process_holds_is_waited_for() {
     relay.finish().await;
 }
 
+/// Without a disk nothing could be promised, so that has to be asked for.
+#[test]
+fn a_data_folder_that_cannot_be_written_stops_the_start() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("not-a-folder");
+    std::fs::write(&file, "").unwrap();
+    let env = [
+        ("RELAY_DATA", file.to_str().unwrap()),
+        ("RELAY_DATABASE_URL", "postgres://relay@127.0.0.1:1/x?sslmode=disable"),
+        ("SUPABASE_JWT_SECRET", crate::relay::SECRET),
+        ("RELAY_JWT_ISSUERS", "x"),
+        ("RELAY_LISTEN", "127.0.0.1:0"),
+    ];
+    let output = run(&["serve"], &env);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && errors.contains("RELAY_DATA=memory"), "{errors}");
+}
+
 #[test]
 fn an_address_that_is_taken_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
