@@ -70,7 +70,7 @@ impl Verifier {
     }
 
     async fn decode(&self, token: &str) -> Result<Claims, Error> {
-        refuse_critical_extensions(token)?;
+        check_header(token)?;
         let header = jsonwebtoken::decode_header(token).map_err(|_| no_token())?;
         match (header.alg, &self.shared_secret, &self.key_set) {
             (Algorithm::HS256, Some(secret), _) => read_claims(token, secret, Algorithm::HS256),
@@ -89,9 +89,7 @@ impl Verifier {
                     )),
                 }
             }
-            _ => {
-                Err(invalid("The access token is signed in a way that this relay does not accept."))
-            }
+            _ => Err(signed_otherwise()),
         }
     }
 }
@@ -104,11 +102,12 @@ fn read_claims(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<C
     validation.required_spec_claims.clear();
     let decoded = jsonwebtoken::decode::<Claims>(token, key, &validation);
     decoded.map(|token| token.claims).map_err(|error| match error.kind() {
-        ErrorKind::InvalidSignature => invalid(
+        // A signature that is no base64url is damaged, and says nothing of the claims.
+        ErrorKind::InvalidSignature | ErrorKind::Base64(_) => invalid(
             "The access token's signature is wrong. It is forged, damaged, or another project's.",
         ),
         _ => invalid(
-            "The access token lacks a claim that Supabase Auth sets, or has one of the wrong type.",
+            "The access token lacks a claim that Supabase Auth sets, or has one twice or of the wrong type.",
         )
         .with_detail(error),
     })
@@ -119,18 +118,29 @@ fn keys_unavailable() -> Error {
         .with_retry_after(KEYS_RETRY_AFTER)
 }
 
-/// RFC 7515, section 4.1.11: an extension that is critical and not understood makes a token invalid, and the relay
-/// understands none. `jsonwebtoken` ignores the field.
-fn refuse_critical_extensions(token: &str) -> Result<(), Error> {
+/// Refuses what `jsonwebtoken` ignores, and an algorithm that it cannot name, which it takes for a damaged token.
+fn check_header(token: &str) -> Result<(), Error> {
     let header = token.split('.').next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
     let header: Option<serde_json::Map<String, serde_json::Value>> =
         header.and_then(|json| serde_json::from_slice(&json).ok());
-    if header.ok_or_else(no_token)?.contains_key("crit") {
+    let header = header.ok_or_else(no_token)?;
+    // RFC 7515, section 4.1.11: an extension that is critical and not understood makes a token invalid, and the relay
+    // understands none.
+    if header.contains_key("crit") {
         return Err(invalid(
             "The access token has critical header extensions, which this relay does not know.",
         ));
     }
-    Ok(())
+    match header.get("alg").and_then(serde_json::Value::as_str) {
+        Some(algorithm) if algorithm.parse::<Algorithm>().is_err() => Err(signed_otherwise()),
+        _ => Ok(()),
+    }
+}
+
+fn signed_otherwise() -> Error {
+    invalid(
+        "The access token is signed in a way that this relay does not accept. Send the session's `access_token` of the relay's own project.",
+    )
 }
 
 fn no_token() -> Error {
