@@ -7,6 +7,30 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::database::Database;
+use crate::provider::Provider;
+use crate::relay::{TestRelay, User};
+
+/// A relay whose way to Postgres can be cut, with a user and their story.
+pub(crate) struct Cuttable {
+    pub(crate) cutter: Cutter,
+    pub(crate) relay: TestRelay,
+    pub(crate) user: User,
+    pub(crate) story: i64,
+}
+
+impl Cuttable {
+    pub(crate) async fn start(provider: &Provider) -> Self {
+        let database = Database::shared().await;
+        let cutter = Cutter::before(database.port()).await;
+        let url = database.url_at("relay", cutter.port());
+        let relay = TestRelay::with(provider).env("RELAY_DATABASE_URL", url).start().await;
+        let user = relay.user().await;
+        let story = user.conversation().await;
+        Self { cutter, relay, user, story }
+    }
+}
+
 /// A proxy that passes bytes on until it is told otherwise.
 pub(crate) struct Cutter {
     address: SocketAddr,

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::client::Reading;
-use crate::cutter::Cutter;
+use crate::cutter::{Cuttable, Cutter};
 use crate::database::Database;
 use crate::provider::{Gate, PATIENCE, Provider, Script};
 use crate::relay::{Answer, Builder, TestRelay, User};
@@ -197,14 +197,9 @@ fn gated(gate: &Gate) -> Script {
 
 #[tokio::test]
 async fn what_ends_while_the_database_is_away_is_saved_once_when_it_is_back() {
-    let (provider, database, gate) =
-        (Provider::start().await, Database::shared().await, Gate::new());
+    let (provider, gate) = (Provider::start().await, Gate::new());
     provider.always(gated(&gate));
-    let cutter = Cutter::before(database.port()).await;
-    let url = database.url_at("relay", cutter.port());
-    let mut relay = TestRelay::with(&provider).env("RELAY_DATABASE_URL", url).start().await;
-    let user = relay.user().await;
-    let story = user.conversation().await;
+    let Cuttable { cutter, mut relay, user, story } = Cuttable::start(&provider).await;
     let streams = told_without_database(&user, story, &gate, &cutter, 50).await;
     // Killed in between, too: what is in the outbox is on the disk.
     relay.kill().await;
@@ -229,14 +224,9 @@ async fn what_ends_while_the_database_is_away_is_saved_once_when_it_is_back() {
 
 #[tokio::test]
 async fn who_comes_back_before_the_database_has_the_answer_is_not_told_another() {
-    let (provider, database, gate) =
-        (Provider::start().await, Database::shared().await, Gate::new());
+    let (provider, gate) = (Provider::start().await, Gate::new());
     provider.always(gated(&gate));
-    let cutter = Cutter::before(database.port()).await;
-    let url = database.url_at("relay", cutter.port());
-    let mut relay = TestRelay::with(&provider).env("RELAY_DATABASE_URL", url).start().await;
-    let user = relay.user().await;
-    let story = user.conversation().await;
+    let Cuttable { cutter, mut relay, user, story } = Cuttable::start(&provider).await;
     let streams = told_without_database(&user, story, &gate, &cutter, 1).await;
     relay.kill().await;
     relay.start_again().await;
@@ -261,18 +251,14 @@ async fn who_comes_back_before_the_database_has_the_answer_is_not_told_another()
 
 #[tokio::test]
 async fn what_the_database_refuses_for_good_is_set_aside_and_blocks_nobody() {
-    let (provider, database, gate) =
-        (Provider::start().await, Database::shared().await, Gate::new());
+    let (provider, gate) = (Provider::start().await, Gate::new());
     provider.always(gated(&gate));
-    let cutter = Cutter::before(database.port()).await;
-    let url = database.url_at("relay", cutter.port());
-    let relay = TestRelay::with(&provider).env("RELAY_DATABASE_URL", url).start().await;
-    let user = relay.user().await;
-    let (doomed, story) = (user.conversation().await, user.conversation().await);
+    let Cuttable { cutter, relay, user, story } = Cuttable::start(&provider).await;
+    let doomed = user.conversation().await;
     let lost = told_without_database(&user, doomed, &gate, &cutter, 1).await;
     // Somebody deletes the story while its last page is on its way.
     let delete = format!("delete from relay_conversations where id = {doomed}");
-    database.admin().await.batch_execute(&delete).await.unwrap();
+    Database::shared().await.admin().await.batch_execute(&delete).await.unwrap();
     cutter.open();
     let since = Instant::now();
     let outbox = loop {

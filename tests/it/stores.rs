@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use crate::cutter::Cutter;
+use crate::cutter::{Cuttable, Cutter};
 use crate::database::Database;
 use crate::postgrest::Postgrest;
 use crate::provider::{Gate, PATIENCE, Provider, Script};
@@ -157,12 +157,9 @@ async fn a_commit_whose_answer_is_lost_is_one_row(
 /// Nobody hears that the turn has begun. Its client is told that it has not, and that becomes true.
 #[tokio::test]
 async fn a_beginning_of_which_nobody_hears_is_taken_back() {
-    let (provider, database) = (Provider::start().await, Database::shared().await);
+    let provider = Provider::start().await;
     provider.always(Script::telling(&["text"]));
-    let cutter = Cutter::before(database.port()).await;
-    let relay = on_postgres(&provider, &database, cutter.port()).start().await;
-    let user = relay.user().await;
-    let story = user.conversation().await;
+    let Cuttable { cutter, relay, user, story } = Cuttable::start(&provider).await;
     cutter.lose_answers("relay_begin", "COMMIT", 3);
     let turn = json!({"conversation_id": story, "input": "Go on.", "stream_id": "mine"});
     user.post("/v1/stream", &turn).await.refused(503, "store_unavailable");
@@ -181,12 +178,9 @@ async fn a_beginning_of_which_nobody_hears_is_taken_back() {
 /// A database that takes the text and never answers holds up its reader for some seconds and no longer.
 #[tokio::test]
 async fn a_save_that_hangs_goes_on_in_the_outbox() {
-    let (provider, database) = (Provider::start().await, Database::shared().await);
+    let provider = Provider::start().await;
     provider.always(Script::telling(&["text"]));
-    let cutter = Cutter::before(database.port()).await;
-    let relay = on_postgres(&provider, &database, cutter.port()).start().await;
-    let user = relay.user().await;
-    let story = user.conversation().await;
+    let Cuttable { cutter, relay, user, story } = Cuttable::start(&provider).await;
     cutter.lose_answers("relay_finish", "no answer has this in it", 1);
     let mut reading = user.say(story, "Go on.").await;
     assert_eq!(reading.done().await["saved"], false);
@@ -215,12 +209,9 @@ async fn a_nul_is_kept_from_the_database() {
 
 #[tokio::test]
 async fn a_database_that_is_away_is_told_of_and_comes_back() {
-    let (provider, database) = (Provider::start().await, Database::shared().await);
+    let provider = Provider::start().await;
     provider.always(Script::telling(&["text"]));
-    let cutter = Cutter::before(database.port()).await;
-    let relay = on_postgres(&provider, &database, cutter.port()).start().await;
-    let user = relay.user().await;
-    let story = user.conversation().await;
+    let Cuttable { cutter, relay, user, story } = Cuttable::start(&provider).await;
     cutter.shut();
     let refused = user.post("/v1/stream", &json!({"conversation_id": story, "input": "x"})).await;
     refused.refused(503, "store_unavailable");
@@ -236,13 +227,10 @@ async fn a_database_that_is_away_is_told_of_and_comes_back() {
 /// A database that is away for a moment at the end of an answer is waited for.
 #[tokio::test]
 async fn a_short_absence_at_the_end_costs_nothing() {
-    let (provider, database) = (Provider::start().await, Database::shared().await);
+    let provider = Provider::start().await;
     let gate = Gate::new();
     provider.once(Script::new().token("text").gate(&gate).finish("stop").done());
-    let cutter = Cutter::before(database.port()).await;
-    let relay = on_postgres(&provider, &database, cutter.port()).start().await;
-    let user = relay.user().await;
-    let story = user.conversation().await;
+    let Cuttable { cutter, relay, user, story } = Cuttable::start(&provider).await;
     let mut reading = user.say(story, "x").await;
     reading.until("token").await;
     cutter.shut();
