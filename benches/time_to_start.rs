@@ -48,7 +48,7 @@ struct Arm {
 
 impl Arm {
     async fn new(name: &'static str, builder: Builder) -> Self {
-        let relay = builder.env("RELAY_LOG", "warn").start().await;
+        let relay = builder.env("RELAY_LOG", "info").start().await;
         let user = relay.user().await;
         let story = user.conversation().await;
         Self { name, relay, user, story, starts: Vec::new(), tokens: Vec::new() }
