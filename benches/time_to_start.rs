@@ -41,7 +41,6 @@ struct Arm {
     name: &'static str,
     relay: TestRelay,
     user: User,
-    story: i64,
     starts: Vec<Duration>,
     tokens: Vec<Duration>,
 }
@@ -50,13 +49,14 @@ impl Arm {
     async fn new(name: &'static str, builder: Builder) -> Self {
         let relay = builder.env("RELAY_LOG", "info").start().await;
         let user = relay.user().await;
-        let story = user.conversation().await;
-        Self { name, relay, user, story, starts: Vec::new(), tokens: Vec::new() }
+        Self { name, relay, user, starts: Vec::new(), tokens: Vec::new() }
     }
 
+    /// The first turn of a new story: the same each time.
     async fn turn(&mut self) {
+        let story = self.user.conversation().await;
         let began = Instant::now();
-        let mut reading = self.user.say(self.story, "And then?").await;
+        let mut reading = self.user.say(story, "And then?").await;
         reading.until("start").await;
         self.starts.push(began.elapsed());
         reading.until("token").await;
