@@ -88,9 +88,6 @@ pub trait Outbox: Send + Sync + 'static {
     /// At most `limit` entries that are to be tried at `now`, the longest waiting first.
     async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<Entry>, Error>;
 
-    /// When the next entry is to be tried; `None` if there is none.
-    async fn next_due(&self) -> Result<Option<Timestamp>, Error>;
-
     /// The database has it.
     async fn remove(&self, id: i64) -> Result<(), Error>;
 

@@ -188,16 +188,6 @@ impl Outbox for JournalFile {
         .await
     }
 
-    async fn next_due(&self) -> Result<Option<Timestamp>, Error> {
-        self.read(|connection| {
-            let at: Option<i64> = connection
-                .prepare_cached("select min(due_at) from outbox where set_aside_at is null")?
-                .query_row([], |row| row.get(0))?;
-            at.map(Timestamp::from_millisecond).transpose().map_err(Error::internal)
-        })
-        .await
-    }
-
     async fn remove(&self, id: i64) -> Result<(), Error> {
         self.write(move |connection| {
             connection.prepare_cached("delete from outbox where id = ?1")?.execute([id])?;
