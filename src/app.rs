@@ -11,13 +11,16 @@ use crate::bot::BotSettings;
 use crate::config::{Config, Data, Database, Mode};
 use crate::error::{Code, Error};
 use crate::event::Failure;
+use crate::id::call_id;
 use crate::journal::file::JournalFile;
 use crate::journal::memory::MemoryJournal;
-use crate::journal::{Recorder, Records};
+use crate::journal::shared::SharedJournal;
+use crate::journal::{Journal, Recorder, Records};
 use crate::lifecycle::Tasks;
 use crate::limits::memory::MemoryLimits;
 use crate::prompt;
 use crate::provider::Providers;
+use crate::recovery;
 use crate::relay::Relay;
 use crate::replay;
 use crate::saving;
@@ -35,7 +38,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// What cannot be opened, and what to do about it.
 pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
-    let file = Arc::new(open_journal(&config.data)?);
+    let file = Arc::new(open_file(&config.data)?);
     let store = open_store(&config)?;
     recover(&file).await?;
     tell_of_absence(&*store).await;
@@ -54,6 +57,7 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     if let Some(key_set) = &key_set {
         tasks.serve(Arc::clone(key_set).keep_fresh());
     }
+    let journal = open_journal(&config, &file).await?;
     let recorder = Recorder::new(Arc::clone(&file) as Arc<dyn Records>);
     let relay = Arc::new(Relay {
         verifier: Verifier::new(config.auth.shared_secret.as_ref(), key_set, config.auth.issuers),
@@ -64,7 +68,7 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
         outbox_filled: Notify::new(),
         store,
         store_health: tokio::sync::Mutex::default(),
-        journal: Box::new(MemoryJournal::default()),
+        journal,
         providers,
         times: config.times,
         tasks,
@@ -76,14 +80,31 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     }
     let (recorder, tasks) = (Arc::clone(&relay.recorder), relay.tasks.clone());
     relay.tasks.serve(async move { tasks.fail(recorder.run().await) });
+    let journal = Arc::clone(&relay);
+    relay.tasks.serve(async move { journal.journal.run().await });
+    relay.tasks.serve(recovery::end_orphans(Arc::clone(&relay)));
     relay.tasks.serve(saving::work_off(Arc::clone(&relay)));
     Ok(relay)
 }
 
+/// How much longer than a generation may last what Redis has of it is kept: long enough for a relay to come back.
+const LIVE_TIME_BEYOND: Duration = Duration::from_secs(60 * 60);
+
 /// The file of the data folder that what must survive the process is kept in.
 const JOURNAL_FILE: &str = "journal.db";
 
-fn open_journal(data: &Data) -> Result<JournalFile, Error> {
+/// The journal: in memory, and shared with other instances if there is a Redis.
+async fn open_journal(config: &Config, file: &JournalFile) -> Result<Box<dyn Journal>, Error> {
+    let Some(url) = &config.redis_url else { return Ok(Box::new(MemoryJournal::default())) };
+    let instance = call_id();
+    let predecessor = file.hand_over(instance).await?;
+    let live_time = config.times.generation + LIVE_TIME_BEYOND;
+    let journal = SharedJournal::new(url, instance, live_time, predecessor)
+        .map_err(|error| Error::internal(format!("RELAY_REDIS_URL cannot be used: {error}")))?;
+    Ok(Box::new(journal))
+}
+
+fn open_file(data: &Data) -> Result<JournalFile, Error> {
     match data {
         Data::Folder(folder) => JournalFile::open(&folder.join(JOURNAL_FILE)),
         Data::Memory => JournalFile::open_in_memory(),

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::auth::{Principal, Verifier};
 use crate::config::{Config, Database, Mode};
 use crate::error::{Code, Error};
+use crate::journal::shared::SharedJournal;
 use crate::provider::KeyCheck;
 use crate::store::{Cursor, Store};
 use crate::{app, clock, dev};
@@ -67,6 +68,7 @@ pub async fn check(
 async fn check_parts<W: Write>(config: &Config, token: Option<&str>, findings: &mut Findings<W>) {
     let verifier = check_keys(config, findings).await;
     let store = check_store(config, findings).await;
+    check_redis(config, findings).await;
     if let Some(verifier) = verifier {
         check_token(config, &verifier, store.as_deref(), token, findings).await;
     }
@@ -127,6 +129,19 @@ async fn check_store<W: Write>(
     findings.of("database", store.ping().await)?;
     findings.ok("database", format!("{what} answers, and fits this relay"));
     Some(store)
+}
+
+async fn check_redis<W: Write>(config: &Config, findings: &mut Findings<W>) {
+    let Some(url) = &config.redis_url else { return };
+    match SharedJournal::check(url).await {
+        Ok(()) => findings.ok("redis", "it answers, and takes what it is told"),
+        Err(error) => findings.wrong(
+            "redis",
+            format!(
+                "{error}. The relay starts without it, and reaches no other. Check RELAY_REDIS_URL."
+            ),
+        ),
+    }
 }
 
 async fn check_token<W: Write>(

@@ -203,6 +203,7 @@ async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
         error = relay.tasks.failed() => return Err(error.into()),
     }
     relay.recorder.flush().await?;
+    relay.journal.close().await;
     info!("stopped");
     Ok(())
 }

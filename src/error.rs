@@ -8,95 +8,79 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-/// What went wrong, as a client's code tells it apart. Stable: clients match on [`Code::as_str`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(
-    missing_docs,
-    reason = "each variant is named after its code, and each message says what happened"
-)]
-pub enum Code {
-    InvalidRequest,
-    ContextTooLong,
-    NotRerollable,
-    Unsupported,
-    UnknownProvider,
-    UpstreamNotAllowed,
-    MissingToken,
-    InvalidToken,
-    NoProviderKey,
-    BotNotFound,
-    NoBot,
-    ConversationNotFound,
-    MessageNotFound,
-    VariantNotFound,
-    StreamNotFound,
-    RouteNotFound,
-    MethodNotAllowed,
-    StreamIdReused,
-    GenerationRunning,
-    BodyTooLarge,
-    RateLimited,
-    TooManyStreams,
-    Internal,
-    Overloaded,
-    ShuttingDown,
-    StoreUnavailable,
-    KeysUnavailable,
-    ProviderUnreachable,
-    ProviderTimeout,
-    ProviderRateLimited,
-    ProviderKeyRefused,
-    ProviderRejected,
-    ProviderFailed,
-    ProviderInvalid,
-    Interrupted,
-    NotSaved,
+macro_rules! codes {
+    ($($name:ident => $word:literal,)*) => {
+        /// What went wrong, as a client's code tells it apart. Stable: clients match on [`Code::as_str`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[expect(
+            missing_docs,
+            reason = "each variant is named after its code, and each message says what happened"
+        )]
+        pub enum Code {
+            $($name,)*
+        }
+
+        impl Code {
+            /// The code on the wire.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)*
+                }
+            }
+
+            /// The code that is written so; `None` if this version does not know it.
+            #[must_use]
+            pub fn of(word: &str) -> Option<Self> {
+                match word {
+                    $($word => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    InvalidRequest => "invalid_request",
+    ContextTooLong => "context_too_long",
+    NotRerollable => "not_rerollable",
+    Unsupported => "unsupported",
+    UnknownProvider => "unknown_provider",
+    UpstreamNotAllowed => "upstream_not_allowed",
+    MissingToken => "missing_token",
+    InvalidToken => "invalid_token",
+    NoProviderKey => "no_provider_key",
+    BotNotFound => "bot_not_found",
+    NoBot => "no_bot",
+    ConversationNotFound => "conversation_not_found",
+    MessageNotFound => "message_not_found",
+    VariantNotFound => "variant_not_found",
+    StreamNotFound => "stream_not_found",
+    RouteNotFound => "route_not_found",
+    MethodNotAllowed => "method_not_allowed",
+    StreamIdReused => "stream_id_reused",
+    GenerationRunning => "generation_running",
+    BodyTooLarge => "body_too_large",
+    RateLimited => "rate_limited",
+    TooManyStreams => "too_many_streams",
+    Internal => "internal",
+    Overloaded => "overloaded",
+    ShuttingDown => "shutting_down",
+    StoreUnavailable => "store_unavailable",
+    KeysUnavailable => "keys_unavailable",
+    ProviderUnreachable => "provider_unreachable",
+    ProviderTimeout => "provider_timeout",
+    ProviderRateLimited => "provider_rate_limited",
+    ProviderKeyRefused => "provider_key_refused",
+    ProviderRejected => "provider_rejected",
+    ProviderFailed => "provider_failed",
+    ProviderInvalid => "provider_invalid",
+    Interrupted => "interrupted",
+    NotSaved => "not_saved",
 }
 
 impl Code {
-    /// The code on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidRequest => "invalid_request",
-            Self::ContextTooLong => "context_too_long",
-            Self::NotRerollable => "not_rerollable",
-            Self::Unsupported => "unsupported",
-            Self::UnknownProvider => "unknown_provider",
-            Self::UpstreamNotAllowed => "upstream_not_allowed",
-            Self::MissingToken => "missing_token",
-            Self::InvalidToken => "invalid_token",
-            Self::NoProviderKey => "no_provider_key",
-            Self::BotNotFound => "bot_not_found",
-            Self::NoBot => "no_bot",
-            Self::ConversationNotFound => "conversation_not_found",
-            Self::MessageNotFound => "message_not_found",
-            Self::VariantNotFound => "variant_not_found",
-            Self::StreamNotFound => "stream_not_found",
-            Self::RouteNotFound => "route_not_found",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::StreamIdReused => "stream_id_reused",
-            Self::GenerationRunning => "generation_running",
-            Self::BodyTooLarge => "body_too_large",
-            Self::RateLimited => "rate_limited",
-            Self::TooManyStreams => "too_many_streams",
-            Self::Internal => "internal",
-            Self::Overloaded => "overloaded",
-            Self::ShuttingDown => "shutting_down",
-            Self::StoreUnavailable => "store_unavailable",
-            Self::KeysUnavailable => "keys_unavailable",
-            Self::ProviderUnreachable => "provider_unreachable",
-            Self::ProviderTimeout => "provider_timeout",
-            Self::ProviderRateLimited => "provider_rate_limited",
-            Self::ProviderKeyRefused => "provider_key_refused",
-            Self::ProviderRejected => "provider_rejected",
-            Self::ProviderFailed => "provider_failed",
-            Self::ProviderInvalid => "provider_invalid",
-            Self::Interrupted => "interrupted",
-            Self::NotSaved => "not_saved",
-        }
-    }
-
     /// Whether the same request may well succeed if it is made again unchanged.
     #[must_use]
     pub fn is_retryable(self) -> bool {

@@ -27,6 +27,17 @@ pub enum Kind {
     Token,
 }
 
+impl Kind {
+    /// The word for it, on the wire and wherever it is written down.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reasoning => "reasoning",
+            Self::Token => "token",
+        }
+    }
+}
+
 /// The bot that answers, as a client is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BotRef {
@@ -37,7 +48,7 @@ pub struct BotRef {
 }
 
 /// The first event: what is being written, and where it will be found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     /// The generation's name.
     pub stream_id: StreamId,
@@ -83,7 +94,7 @@ pub struct Usage {
 }
 
 /// How a generation ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DoneStatus {
     /// The provider finished it.
@@ -93,7 +104,7 @@ pub enum DoneStatus {
 }
 
 /// The last event of a generation that ended well.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// The generation's name.
     pub stream_id: StreamId,
@@ -139,7 +150,7 @@ impl From<&Error> for Failure {
 }
 
 /// The last event of a generation that ended badly.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
     /// Why.
     pub failure: Failure,
@@ -153,7 +164,8 @@ pub struct Failed {
 }
 
 /// The last event of a generation: there is exactly one, and nothing after it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum End {
     /// It ended well.
     Done(Done),

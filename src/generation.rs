@@ -14,17 +14,16 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::ending;
 use crate::error::{Code, Error};
-use crate::event::{Done, DoneStatus, End, Failed, Failure, Start, Usage};
+use crate::event::{Failure, Start, Usage};
 use crate::journal::{Control, Watch, Writer};
 use crate::limits::Permit;
-use crate::outbox::Name;
 use crate::prompt;
 use crate::provider::{Batch, Call, Completed, Completion, Progress};
 use crate::relay::{Relay, Times};
 use crate::replay;
-use crate::saving::{self, Saved};
-use crate::store::{Finish, Outcome};
+use crate::store::{Conclusion, Outcome};
 
 /// A generation that is ready to run.
 #[derive(Debug)]
@@ -51,6 +50,8 @@ enum Ending {
     Stopped,
     Interrupted,
     Failed(Error),
+    /// Another relay has taken it over.
+    Lost,
 }
 
 /// Runs a generation to its end. When this returns, its text is saved and its followers have been told.
@@ -64,48 +65,19 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
         .unwrap_or_else(|_| Ending::Failed(Error::internal("the task of a generation panicked")));
     log_ending(&start, &call, &ending);
 
+    if matches!(ending, Ending::Lost) {
+        return writer.lose();
+    }
     let (reasoning, content) = writer.texts();
     let usage = usage(&ending, &call, &reasoning, &content).await;
-    let saved = match write_token {
-        Some(write_token) => {
-            let finish =
-                finish(write_token, &ending, Texts { content, reasoning }, usage, &start.model);
-            Some(saving::save(relay, &Name::of(writer.log()), &finish).await)
-        }
-        None => None,
-    };
+    let (conclusion, unread) = conclude(ending, usage, is_announced);
+    let end = ending::settle(relay, &writer, write_token, &conclusion).await;
     // Whoever sees the end may ask for the next answer at once.
     drop(permit);
-    let mut unread = None;
-    let end = match (ending, saved.transpose()) {
-        (_, Err(error)) => {
-            if error.code() == Code::Internal {
-                // What is recorded is all that is left of it.
-                writer.leave_record();
-            }
-            End::Failed(Failed {
-                failure: Failure::from(&error),
-                stream_id: start.stream_id,
-                message_id: None,
-                saved: None,
-            })
-        }
-        (Ending::Complete(completed, completion), Ok(saved)) => {
-            unread = Some(completion);
-            End::Done(Done {
-                finish_reason: Some(completed.finish_reason),
-                ..done(start, is_announced, DoneStatus::Complete, usage, saved)
-            })
-        }
-        (Ending::Stopped, Ok(saved)) => {
-            End::Done(done(start, is_announced, DoneStatus::Stopped, usage, saved))
-        }
-        (Ending::Interrupted, Ok(saved)) => {
-            End::Failed(failed(start, &replay::interrupted(), saved))
-        }
-        (Ending::Failed(error), Ok(saved)) => End::Failed(failed(start, &error, saved)),
-    };
-    writer.end(end);
+    match end {
+        Some(end) => writer.end(end),
+        None => writer.lose(),
+    }
     if let Some(completion) = unread {
         completion.drain().await;
     }
@@ -173,7 +145,11 @@ async fn interruption(times: &Times, mut watch: Watch, shutdown: CancellationTok
         }
         tokio::select! {
             biased;
-            control = watch.control() => if control == Control::Stop { return Ending::Stopped },
+            control = watch.control() => match control {
+                Control::Stop => return Ending::Stopped,
+                Control::Lost => return Ending::Lost,
+                Control::Deserted(_) => {}
+            },
             () = shutdown.cancelled() => return Ending::Interrupted,
             () = sleep_until(deadline) => return Ending::Failed(too_long(times.generation)),
             () = sleep_until(deserted_until.unwrap_or(deadline)) => {}
@@ -181,38 +157,22 @@ async fn interruption(times: &Times, mut watch: Watch, shutdown: CancellationTok
     }
 }
 
-struct Texts {
-    content: String,
-    reasoning: String,
-}
-
-fn finish(
-    write_token: SecretString,
-    ending: &Ending,
-    texts: Texts,
-    usage: Usage,
-    model: &str,
-) -> Finish {
+/// How the generation ended, and what is left unread of the provider's answer.
+fn conclude(ending: Ending, usage: Usage, is_announced: bool) -> (Conclusion, Option<Completion>) {
+    let mut unread = None;
     let (outcome, finish_reason, failure) = match ending {
-        Ending::Complete(completed, _) => {
-            (Outcome::Complete, Some(completed.finish_reason.clone()), None)
+        Ending::Complete(completed, completion) => {
+            unread = Some(completion);
+            (Outcome::Complete, Some(completed.finish_reason), None)
         }
         Ending::Stopped => (Outcome::Stopped, None, None),
-        Ending::Interrupted => {
+        Ending::Interrupted | Ending::Lost => {
             (Outcome::Interrupted, None, Some(Failure::from(&replay::interrupted())))
         }
-        Ending::Failed(error) => (Outcome::Failed, None, Some(Failure::from(error))),
+        Ending::Failed(error) => (Outcome::Failed, None, Some(Failure::from(&error))),
     };
-    Finish {
-        write_token,
-        outcome,
-        content: texts.content,
-        reasoning: texts.reasoning,
-        finish_reason,
-        usage: Some(usage),
-        failure,
-        model: model.to_owned(),
-    }
+    let usage = Some(usage);
+    (Conclusion { outcome, finish_reason, usage, failure, is_announced }, unread)
 }
 
 /// The provider's count, or the relay's own if there is none.
@@ -233,45 +193,6 @@ async fn usage(ending: &Ending, call: &Call, reasoning: &str, content: &str) -> 
     counted.await.unwrap_or(Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true })
 }
 
-/// The end of a generation that ended well; `saved` is what became of its rows, if it has any.
-fn done(
-    start: Start,
-    is_announced: bool,
-    status: DoneStatus,
-    usage: Usage,
-    saved: Option<Saved>,
-) -> Done {
-    let (message_id, variant_id) = match saved {
-        Some(Saved::Stored(finished)) => (finished.message_id, finished.variant_id),
-        // What will become of its rows is not known yet.
-        Some(Saved::Waiting) => (start.message_id, start.variant_id),
-        None => (None, None),
-    };
-    Done {
-        stream_id: start.stream_id,
-        message_id: message_id.filter(|_| !is_announced),
-        variant_id,
-        alternative_id: variant_id.filter(|_| is_announced),
-        status,
-        finish_reason: None,
-        usage,
-        saved: saved.map(|saved| matches!(saved, Saved::Stored(_))),
-    }
-}
-
-fn failed(start: Start, error: &Error, saved: Option<Saved>) -> Failed {
-    Failed {
-        failure: Failure::from(error),
-        stream_id: start.stream_id,
-        message_id: match saved {
-            Some(Saved::Stored(finished)) => finished.message_id,
-            Some(Saved::Waiting) => start.message_id,
-            None => None,
-        },
-        saved: saved.map(|saved| matches!(saved, Saved::Stored(_))),
-    }
-}
-
 fn log_ending(start: &Start, call: &Call, ending: &Ending) {
     let (stream_id, provider) = (&start.stream_id, call.target.name());
     match ending {
@@ -280,6 +201,7 @@ fn log_ending(start: &Start, call: &Call, ending: &Ending) {
         }
         Ending::Stopped => info!(%stream_id, provider, "generation stopped"),
         Ending::Interrupted => info!(%stream_id, provider, "generation interrupted"),
+        Ending::Lost => warn!(%stream_id, provider, "generation given up to another relay"),
         Ending::Failed(error) if error.code() == Code::Internal => {
             error!(%stream_id, provider, %error, "generation failed");
         }

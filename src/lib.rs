@@ -5,12 +5,12 @@
 //! order, and each may use those above it and none below, but for [`app`], which knows all.
 //!
 //! - Vocabulary, pure: [`id`], [`error`], [`event`], [`bot`], [`story`], [`text`], [`clock`], [`prompt`].
-//! - What ports are kept in: `sqlite`.
+//! - What ports are kept in: `sqlite`, `redis_client`.
 //! - Ports, each a folder with its contract in `mod.rs` and one adapter a file: [`auth`], [`limits`], [`provider`],
 //!   [`journal`], [`outbox`], [`store`].
 //! - What holds them: [`relay`], and [`lifecycle`], which every task runs under.
-//! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`saving`] brings it home,
-//!   [`replay`] puts one together that is over.
+//! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`ending`] says how it ended, once [`saving`] has
+//!   brought it home; [`recovery`] ends what a relay left that is gone, [`replay`] puts one together that is over.
 //! - Faces: [`http`].
 //! - Composition: [`config`], [`app`], [`telemetry`], [`dev`], [`check`], [`migrate`], [`cli`].
 
@@ -23,6 +23,7 @@ pub mod prompt;
 pub mod story;
 pub mod text;
 
+mod redis_client;
 mod sqlite;
 
 pub mod auth;
@@ -35,7 +36,9 @@ pub mod store;
 pub mod lifecycle;
 pub mod relay;
 
+pub mod ending;
 pub mod generation;
+pub mod recovery;
 pub mod replay;
 pub mod saving;
 pub mod turn;

@@ -25,6 +25,7 @@ pub struct Tasks {
     services: TaskTracker,
     draining: CancellationToken,
     ending: CancellationToken,
+    ended: CancellationToken,
     failure: Arc<Failing>,
 }
 
@@ -41,10 +42,10 @@ impl Tasks {
         self.generations.spawn(generation);
     }
 
-    /// Starts what runs as long as the process does. It is dropped when running generations have to end.
+    /// Starts what runs as long as the process does. It is dropped when all generations have ended.
     pub fn serve(&self, service: impl Future<Output = ()> + Send + 'static) {
-        let ending = self.ending.clone();
-        self.services.spawn(async move { ending.run_until_cancelled(service).await });
+        let ended = self.ended.clone();
+        self.services.spawn(async move { ended.run_until_cancelled(service).await });
     }
 
     /// Ends the process: it cannot keep what it promises. It is better started anew, on what its disk really has.
@@ -94,6 +95,7 @@ impl Tasks {
         if tokio::time::timeout(ENDING_TIME, self.generations.wait()).await.is_err() {
             warn!(generations = self.generations.len(), "generations did not end in time");
         }
+        self.ended.cancel();
     }
 }
 

@@ -15,6 +15,7 @@ use crate::error::{Code, Error};
 use crate::id::random_byte;
 use crate::journal::{Ended, Writer};
 use crate::outbox::{self, Entry, Name};
+use crate::recovery::{self, Heir};
 use crate::relay::Relay;
 use crate::replay;
 use crate::store::{Begin, Finish, Finished, Outcome, Place, SavedStream};
@@ -34,6 +35,9 @@ const SIDE_BY_SIDE: usize = 16;
 /// How long a database that does not answer is left alone at most: what waits for it is in within some seconds of its
 /// return.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a start waits to reach the other relays before it ends by itself what the last process was writing.
+const TOUCH_TIME: Duration = Duration::from_secs(2);
 
 /// How long the outbox is left alone when nothing in it is due. An operator may let something be tried again meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -117,7 +121,8 @@ pub(crate) async fn record(relay: &Relay, writer: &Writer, begin: &Begin) -> Res
 /// Takes everything back that was begun, because it cannot be run. What cannot be taken back now is as soon as it can.
 pub(crate) async fn take_back(relay: &Relay, writer: &Writer, begin: &Begin) {
     // Told where it failed; the caller is told why the turn was refused, which is what can be acted on.
-    let _taken_back = save(relay, &Name::of(writer.log()), &refused(begin)).await;
+    let _taken_back =
+        save(relay, &Name::of(writer.log()), &Finish::refused(begin.write_token.clone())).await;
 }
 
 /// After a `begin` that failed: where nobody knows whether the database carried it out, it is taken back as soon as the
@@ -134,23 +139,14 @@ pub(crate) async fn take_back_if_begun(
     if error.code() != Code::StoreUnavailable || begin.place == Place::Nowhere {
         return Ok(());
     }
-    put(relay, &Name::of(writer.log()), &refused(begin)).await
+    put(relay, &Name::of(writer.log()), &Finish::refused(begin.write_token.clone())).await
 }
 
-fn refused(begin: &Begin) -> Finish {
-    Finish {
-        write_token: begin.write_token.clone(),
-        outcome: Outcome::Refused,
-        content: String::new(),
-        reasoning: String::new(),
-        finish_reason: None,
-        usage: None,
-        failure: None,
-        model: String::new(),
-    }
-}
-
-async fn put(relay: &Relay, name: &Name, finish: &Finish) -> Result<(), Error> {
+/// Keeps `finish` in the outbox, from where it is saved as soon as the database takes it.
+///
+/// # Errors
+/// Of the outbox's disk, which ends the process.
+pub(crate) async fn put(relay: &Relay, name: &Name, finish: &Finish) -> Result<(), Error> {
     match relay.outbox.put(name, finish).await {
         Ok(()) => {
             relay.outbox_filled.notify_one();
@@ -176,10 +172,10 @@ pub(crate) async fn ended(
         return replay::ended(saved);
     }
     let name = Name { owner: caller.user(), stream_id: saved.stream_id.clone() };
-    if relay.outbox.has(&name).await? {
+    if relay.outbox.has(&name).await? || !relay.journal.knows_all() {
         return Err(Error::new(
             Code::StoreUnavailable,
-            "This stream is being saved. Ask for it again in a moment.",
+            "This stream is being saved, or written elsewhere. Ask for it again in a moment.",
         )
         .with_retry_after(RETRY_AFTER_SAVING));
     }
@@ -212,6 +208,8 @@ fn not_saved() -> Error {
 
 /// Brings what is in the outbox into the database, for as long as it is polled.
 pub(crate) async fn work_off(relay: Arc<Relay>) {
+    // Of what the last process was writing, others may know more, and wait to be told how it ended.
+    let _elapsed = timeout(TOUCH_TIME, relay.journal.in_touch()).await;
     let mut pause = BACKOFF;
     loop {
         match try_due(&relay).await {
@@ -256,10 +254,36 @@ async fn try_due(relay: &Relay) -> Result<Tried, Error> {
     Ok(if tried.contains(&Tried::Unavailable) { Tried::Unavailable } else { Tried::Done })
 }
 
-async fn try_entry(relay: &Relay, entry: Entry) -> Tried {
+async fn try_entry(relay: &Relay, mut entry: Entry) -> Tried {
+    let heir = match recovery::heir(relay, &mut entry).await {
+        Ok(heir) => heir,
+        Err(error) => {
+            relay.tasks.fail(error);
+            return Tried::Unavailable;
+        }
+    };
     let Entry { id, name, finish, attempts, created_at } = entry;
     let stream_id = &name.stream_id;
-    let (kept, tried) = match relay.store.finish(&finish).await {
+    if matches!(heir, Heir::Another) {
+        let later = clock::now().saturating_add(RETRY_WAIT).unwrap_or(Timestamp::MAX);
+        let kept = relay.outbox.postpone(id, later, "another relay ends it").await;
+        return kept.map_or_else(
+            |error| {
+                relay.tasks.fail(error);
+                Tried::Unavailable
+            },
+            |()| Tried::Done,
+        );
+    }
+    let finished = relay.store.finish(&finish).await;
+    if let Heir::Told(told) = heir {
+        told.end(match &finished {
+            Ok(finished) => finished.is_by(&finish).then_some(Saved::Stored(*finished)),
+            Err(error) if error.code() == Code::StoreUnavailable => Some(Saved::Waiting),
+            Err(_) => None,
+        });
+    }
+    let (kept, tried) = match finished {
         Ok(_) => {
             info!(%stream_id, attempts, "saved from the outbox");
             (relay.outbox.remove(id).await, Tried::Done)

@@ -71,6 +71,10 @@ pub async fn start(relay: &Arc<Relay>, caller: Principal, turn: Turn) -> Result<
         stream_id: turn.stream_id.clone(),
         fingerprint: turn.ask.fingerprint()?,
         started_at: clock::now(),
+        write_token: match turn.ask.place {
+            Place::Nowhere => None,
+            _ => Some(new_write_token()?),
+        },
     };
     let log = match relay.journal.claim(opening).await? {
         Claim::Existing(log) => log,
@@ -113,7 +117,7 @@ async fn open(
     writer: &Writer,
     permit: Permit,
 ) -> Result<Opened, Error> {
-    let begin = turn.begin(writer.log().fingerprint(), relay.times.expiry(clock::now()))?;
+    let begin = turn.begin(writer, relay.times.expiry(clock::now()))?;
     // First of all, so that whatever happens from here on somebody can end what was begun.
     saving::record(relay, writer, &begin).await?;
     let New { bot, rows, path } = match relay.store.begin(caller, &begin).await {
@@ -188,15 +192,19 @@ async fn prepare(
 }
 
 impl Turn {
-    fn begin(&self, fingerprint: &str, expires_at: Timestamp) -> Result<Begin, Error> {
+    fn begin(&self, writer: &Writer, expires_at: Timestamp) -> Result<Begin, Error> {
         Ok(Begin {
             stream_id: self.stream_id.clone(),
-            fingerprint: fingerprint.to_owned(),
+            fingerprint: writer.log().fingerprint().to_owned(),
             place: self.ask.place.clone(),
             bot_id: self.ask.bot_id,
             wants_path: self.ask.messages.is_none(),
             expires_at,
-            write_token: new_write_token()?,
+            write_token: match writer.write_token() {
+                Some(write_token) => write_token,
+                // Nothing is saved, but the database is asked in the same words.
+                None => new_write_token()?,
+            },
         })
     }
 }

@@ -11,10 +11,10 @@ const LINES_MAX: usize = 500;
 /// The layers, lowest first. A module may use those of its own layer and of lower ones.
 const LAYERS: &[&[&str]] = &[
     &["bot", "clock", "error", "event", "id", "prompt", "story", "text"],
-    &["sqlite"],
+    &["redis_client", "sqlite"],
     &["auth", "journal", "limits", "outbox", "provider", "store"],
     &["lifecycle", "relay"],
-    &["generation", "replay", "saving", "turn"],
+    &["ending", "generation", "recovery", "replay", "saving", "turn"],
     &["http"],
     &["app", "check", "cli", "config", "dev", "migrate", "telemetry"],
 ];
@@ -29,6 +29,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("tiktoken_rs", &["src/prompt.rs"]),
     ("jsonwebtoken", &["src/auth/"]),
     ("rusqlite", &["src/journal/file/", "src/sqlite/", "src/store/sqlite/"]),
+    ("redis", &["src/journal/shared/", "src/redis_client.rs"]),
     ("tokio_postgres", &["src/migrate/", "src/store/functions/postgres"]),
     ("deadpool_postgres", &["src/store/functions/postgres.rs"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),

@@ -58,6 +58,8 @@ pub struct Config {
     pub max_streams_per_user: usize,
     /// How long things may take.
     pub times: Times,
+    /// The Redis that several instances share.
+    pub redis_url: Option<SecretString>,
 }
 
 /// Where the relay keeps what must survive it.
@@ -145,6 +147,7 @@ impl Config {
                 .rate("RELAY_RATE_LIMIT", Rate { requests: 60, window: Duration::from_secs(60) }),
             max_streams_per_user: reader.at_least_one("RELAY_MAX_STREAMS_PER_USER", 4),
             times: times(&mut reader),
+            redis_url: reader.redis_url(),
             data,
             database,
         };

@@ -129,16 +129,25 @@ impl<'a> Reader<'a> {
 
     /// Settings that promise what this version cannot keep. Silence would be worse than refusing to start.
     pub(super) fn refuse_unbuilt(&mut self) {
-        for (name, what) in [
-            ("RELAY_REDIS_URL", "several instances"),
-            ("RELAY_TOKENS_PER_DAY", "budgets of tokens"),
-        ] {
-            if self.get(name).is_some() {
-                self.faults.push(format!(
-                    "{name} is set, but this version knows no {what} yet. Unset it."
-                ));
-            }
+        if self.get("RELAY_TOKENS_PER_DAY").is_some() {
+            self.faults.push(
+                "RELAY_TOKENS_PER_DAY is set, but this version knows no budgets of tokens yet. Unset it.".to_owned(),
+            );
         }
+    }
+
+    /// The Redis that several instances share.
+    pub(super) fn redis_url(&mut self) -> Option<SecretString> {
+        let url = self.get("RELAY_REDIS_URL")?;
+        let is_redis = |url: &Url| matches!(url.scheme(), "redis" | "rediss") && url.has_host();
+        if !Url::parse(&url).is_ok_and(|url| is_redis(&url)) {
+            // Not repeated: it may hold a password.
+            self.faults.push(
+                "RELAY_REDIS_URL must be like redis://:password@host:6379, or rediss://… for TLS."
+                    .to_owned(),
+            );
+        }
+        Some(SecretString::from(url))
     }
 
     /// Where the project's public keys are: what is set, or the project's own address of them.

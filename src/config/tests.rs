@@ -112,7 +112,7 @@ fn every_fault_is_listed_at_once() {
         ("RELAY_LISTEN", "8080"),
         ("RELAY_DATABASE_URL", "postgres://x"),
         ("SUPABASE_JWT_SECRET", "short"),
-        ("RELAY_REDIS_URL", "redis://x"),
+        ("RELAY_REDIS_URL", "localhost:6379"),
         (
             "RELAY_CORS_ORIGINS",
             "https://ok.example.com,null,*,https://a.example.com/,https://*.*.com",

@@ -14,6 +14,7 @@ use crate::auth::Principal;
 use crate::bot::Bot;
 use crate::error::Error;
 use crate::id::{BotId, UserId};
+use crate::journal::Reach;
 use crate::relay::Relay;
 
 /// How long the database may take to answer before the relay counts as not ready; load balancers ask every few seconds.
@@ -33,6 +34,9 @@ pub(super) struct Readiness {
     store: &'static str,
     /// Whether there is anything to check a token with.
     keys: &'static str,
+    /// Whether several instances see each other's generations; absent where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<&'static str>,
     /// Whether what is saved survives the process.
     durable: bool,
 }
@@ -41,18 +45,28 @@ pub(super) struct Readiness {
 pub(super) async fn readyz(State(relay): State<Arc<Relay>>) -> (StatusCode, Json<Readiness>) {
     let is_store_up = is_store_up(&relay).await;
     let has_keys = relay.verifier.is_ready();
+    let reach = relay.journal.reach();
     let status = match (relay.tasks.is_draining(), is_store_up && has_keys) {
         (true, _) => "draining",
         (false, false) => "not ready",
+        (false, true) if reach == Some(Reach::Degraded) => "degraded",
         (false, true) => "ready",
     };
     let readiness = Readiness {
         status,
         store: if is_store_up { "up" } else { "down" },
         keys: if has_keys { "up" } else { "missing" },
+        redis: reach.map(|reach| match reach {
+            Reach::Everywhere => "up",
+            Reach::Degraded => "down",
+        }),
         durable: relay.is_durable,
     };
-    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = match status {
+        // By itself the relay does all but reach what others write.
+        "ready" | "degraded" => StatusCode::OK,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
     (code, Json(readiness))
 }
 

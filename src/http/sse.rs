@@ -15,7 +15,7 @@ use http_body::Frame;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::event::{End, Failed, Kind, Seq};
+use crate::event::{End, Failed, Seq};
 use crate::id::{MessageId, StreamId};
 use crate::journal::{Follower, Log, View};
 
@@ -111,11 +111,7 @@ fn encode(frame: &mut BytesMut, seq: Seq, view: &View<'_>) {
     match view {
         View::Start(start) => encode_json(frame, seq, "start", start),
         View::Text(kind, text) => {
-            let name = match kind {
-                Kind::Reasoning => "reasoning",
-                Kind::Token => "token",
-            };
-            begin(frame, seq, name);
+            begin(frame, seq, kind.as_str());
             for line in text.split('\n') {
                 frame.put_slice(b"data: ");
                 frame.put_slice(line.as_bytes());
@@ -181,7 +177,7 @@ mod tests {
     use http_body::Body as _;
 
     use super::*;
-    use crate::event::Start;
+    use crate::event::{Kind, Start};
     use crate::journal::memory::MemoryJournal;
     use crate::journal::{Claim, Journal, Opening};
 

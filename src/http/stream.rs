@@ -21,7 +21,7 @@ use crate::relay::Relay;
 use crate::replay;
 use crate::saving;
 use crate::store::{Page, Place, SavedStream};
-use crate::story::{Beat, Role};
+use crate::story::{Beat, Role, Status};
 use crate::text;
 use crate::turn::{self, Ask, Turn};
 
@@ -91,7 +91,7 @@ pub(super) async fn list(
     State(relay): State<Arc<Relay>>,
     caller: Principal,
 ) -> Result<JsonResponse<Page<Running>>, Error> {
-    let data = relay.journal.running(caller.user()).await?;
+    let data = relay.journal.running(caller.user()).await;
     Ok(JsonResponse(Page { data, next: None }))
 }
 
@@ -109,7 +109,7 @@ pub(super) async fn follow(
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let after = cursor(&headers, after.as_deref())?;
-    let log = match relay.journal.find(caller.user(), &stream_id).await? {
+    let log = match relay.journal.find(caller.user(), &stream_id).await {
         Some(log) => log,
         None => rebuild(&relay, &caller, stream_id).await?,
     };
@@ -123,11 +123,16 @@ pub(super) async fn stop(
     caller: Principal,
     Id(stream_id): Id<StreamId>,
 ) -> Result<StatusCode, Error> {
-    if let Some(log) = relay.journal.find(caller.user(), &stream_id).await? {
-        log.request_stop();
+    if let Some(log) = relay.journal.find(caller.user(), &stream_id).await {
+        relay.journal.stop(&log).await;
         let _elapsed = timeout(STOP_WAIT, log.ended()).await;
-    } else if relay.store.find_stream(&caller, &stream_id).await?.is_none() {
-        return Err(replay::not_found());
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let saved = relay.store.find_stream(&caller, &stream_id).await?;
+    let saved = saved.ok_or_else(replay::not_found)?;
+    if saved.status == Status::Streaming {
+        // Where it is known that nobody writes it, it has ended.
+        saving::ended(&relay, &caller, saved).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -160,8 +165,13 @@ async fn rebuild(
     let saved = relay.store.find_stream(caller, &stream_id).await?.ok_or_else(replay::not_found)?;
     let started_at = saved.created_at;
     let ended = saving::ended(relay, caller, saved).await?;
-    let opening =
-        Opening { owner: caller.user(), stream_id, fingerprint: String::new(), started_at };
+    let opening = Opening {
+        owner: caller.user(),
+        stream_id,
+        fingerprint: String::new(),
+        started_at,
+        write_token: None,
+    };
     Ok(Log::rebuilt(opening, ended))
 }
 

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::log::{Log, Phase, Seat, State};
+use super::log::{Log, Phase, Presence, Seat, State};
 use crate::event::{End, Kind, SEQ_START, Seq, Start};
 use crate::text;
 
 /// The most text that one event carries, in bytes: what a follower hands over at once is what its socket must hold, so
 /// a reader that comes late to a long text gets it in parts as it reads them.
 const EVENT_TEXT_LEN_MAX: usize = 64 << 10;
+
+/// How far a mirror may be behind what it mirrors, in bytes: what is written in the tenth of a second that it takes to be
+/// told is far less. A cursor beyond that is wrong.
+const AHEAD_MAX: Seq = 64 << 10;
 
 /// One event as a follower sees it, borrowed from the log.
 #[derive(Debug)]
@@ -29,7 +33,7 @@ pub enum View<'a> {
     End(&'a End),
 }
 
-/// A reader's place in a generation. As long as one exists, the generation is not deserted.
+/// A place in a generation. As long as a reader has one, the generation is not deserted.
 #[derive(Debug)]
 pub struct Follower {
     seat: Seat,
@@ -42,11 +46,36 @@ impl Follower {
     /// A follower that goes on after `after`, or begins with `start`.
     #[must_use]
     pub fn new(log: &Arc<Log>, after: Option<Seq>) -> Self {
-        Self { seat: Seat::take(log), after: after.unwrap_or(0), is_done: false }
+        Self::at(Seat::take(log, Presence::Reader), after.unwrap_or(0))
+    }
+
+    /// A follower that nobody reads: what it is handed is copied elsewhere.
+    pub(super) fn copying(log: &Arc<Log>, after: Seq) -> Self {
+        Self::at(Seat::take(log, Presence::Copy), after)
+    }
+
+    fn at(seat: Seat, after: Seq) -> Self {
+        Self { seat, after, is_done: false }
+    }
+
+    /// The position of the last event that was handed over; 0: none.
+    pub(super) fn after(&self) -> Seq {
+        self.after
+    }
+
+    /// Goes on after that position, forwards or back.
+    pub(super) fn go_to(&mut self, after: Seq) {
+        self.after = after;
+        self.is_done = false;
+    }
+
+    /// Whether the end has been handed over.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done
     }
 
     /// Hands the next event to `on_event`, or registers to be woken when there is one. Ready with `false` when the end
-    /// has been handed over, and in a generation that was refused, which has no events.
+    /// has been handed over, and in a generation that was refused or is lost, which has no further events.
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
@@ -60,7 +89,7 @@ impl Follower {
         let mut state = log.lock();
         match &state.phase {
             Phase::Opening => {}
-            Phase::Refused(_) => return Poll::Ready(false),
+            Phase::Refused(_) | Phase::Lost => return Poll::Ready(false),
             Phase::Open(start) | Phase::Ended(start, ..) => {
                 if let Some(after) = self.hand_over(&state, start, on_event) {
                     self.is_done = after == state.tail() && matches!(state.phase, Phase::Ended(..));
@@ -85,6 +114,9 @@ impl Follower {
             return Some(SEQ_START);
         }
         let text_end = SEQ_START + state.text.len() as Seq;
+        if self.is_ahead(state, text_end) {
+            return None;
+        }
         if !self.can_go_on(state, text_end) {
             let (content, reasoning) = (state.text_of(Kind::Token), state.text_of(Kind::Reasoning));
             on_event(text_end, View::Sync { content: &content, reasoning: &reasoning });
@@ -105,8 +137,15 @@ impl Follower {
                 on_event(text_end + 1, View::End(end));
                 Some(text_end + 1)
             }
-            Phase::Opening | Phase::Refused(_) | Phase::Open(_) => None,
+            Phase::Opening | Phase::Refused(_) | Phase::Open(_) | Phase::Lost => None,
         }
+    }
+
+    /// Whether the cursor may well be right, and only not have come here yet.
+    fn is_ahead(&self, state: &State, text_end: Seq) -> bool {
+        state.is_mirror
+            && matches!(state.phase, Phase::Open(_))
+            && (text_end + 1..=text_end + AHEAD_MAX).contains(&self.after)
     }
 
     /// Whether a reader at the cursor has exactly the text before it.
@@ -215,6 +254,25 @@ mod tests {
                 prop_assert_eq!((&client.reasoning, &client.content, client.ends), (&reasoning, &content, 1));
             }
         }
+    }
+
+    #[test]
+    fn a_reader_who_is_ahead_of_a_mirror_waits_for_it() {
+        let writer = writer();
+        writer.append([(Kind::Token, "Once ")].into_iter()).unwrap();
+        writer.log().be_mirror();
+        let known = Client { content: "Once upon".to_owned(), after: 10, ..Client::default() };
+        let (mut client, mut follower) = (known.clone(), Follower::new(writer.log(), Some(10)));
+        client.read(&mut follower);
+        assert_eq!(client, known, "neither told to forget what it has, nor told it again");
+        writer.append([(Kind::Token, "upon a time")].into_iter()).unwrap();
+        client.read(&mut follower);
+        assert_eq!(client.content, "Once upon a time");
+
+        let mut wrong = Client { content: "Twice".to_owned(), ..Client::default() };
+        let mut follower = Follower::new(writer.log(), Some(AHEAD_MAX * 2));
+        wrong.read(&mut follower);
+        assert_eq!(wrong.content, "Once upon a time", "a cursor beyond all that can be");
     }
 
     #[test]

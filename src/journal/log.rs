@@ -6,18 +6,22 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::recorder::{BATCH_LEN, Piece, Recorder, Recording};
 use super::{Opening, Running};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::event::{End, Kind, SEQ_START, Seq, Start};
 use crate::id::{StreamId, UserId};
 
 /// The most text of one generation, in bytes of reasoning and content together. No model writes as much in one answer;
 /// a provider that does is broken or hostile.
 pub(super) const TEXT_LEN_MAX: usize = 4 << 20;
+
+/// What is told to wait who followed a generation that another relay goes on with.
+const RETRY_AFTER_MOVE: Duration = Duration::from_secs(1);
 
 /// A generation that is over, as the database has it.
 #[derive(Debug)]
@@ -48,6 +52,8 @@ pub(super) struct State {
     pub(super) runs: Vec<Run>,
     /// Of a log rebuilt from the database: the order of reasoning and content is not known, so no position in between is.
     pub(super) is_order_lost: bool,
+    /// Whether it is written elsewhere, and may be behind.
+    pub(super) is_mirror: bool,
     pub(super) followers: Followers,
     pub(super) stop_requested: bool,
     /// Whoever watches for the writer what followers want.
@@ -66,6 +72,8 @@ pub(super) enum Phase {
     Open(Arc<Start>),
     /// It has ended, then.
     Ended(Arc<Start>, Arc<End>, Instant),
+    /// It is not written here any more, and nobody knows here how it goes on: whoever asks again is told.
+    Lost,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,31 +88,53 @@ pub(super) struct Followers {
     /// One place for each follower; `None` where nobody waits at the moment.
     places: Vec<Option<Waker>>,
     vacant: Vec<usize>,
+    /// Followers that somebody reads.
+    present: usize,
     deserted_since: Option<Instant>,
+}
+
+/// Whether somebody reads what a follower follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// A reader, for whom a generation is written.
+    Reader,
+    /// A copy, for which alone it is not.
+    Copy,
 }
 
 impl Followers {
     fn new() -> Self {
-        Self { places: Vec::new(), vacant: Vec::new(), deserted_since: Some(Instant::now()) }
+        Self {
+            places: Vec::new(),
+            vacant: Vec::new(),
+            present: 0,
+            deserted_since: Some(Instant::now()),
+        }
     }
 
-    pub(super) fn join(&mut self) -> usize {
-        self.deserted_since = None;
+    fn join(&mut self, presence: Presence) -> usize {
+        if presence == Presence::Reader {
+            self.present += 1;
+            self.deserted_since = None;
+        }
         self.vacant.pop().unwrap_or_else(|| {
             self.places.push(None);
             self.places.len() - 1
         })
     }
 
-    /// Whether that was the last one.
-    pub(super) fn leave(&mut self, place: usize) -> bool {
+    /// Whether that was the last reader.
+    fn leave(&mut self, place: usize, presence: Presence) -> bool {
         self.places[place] = None;
         self.vacant.push(place);
-        let is_last = self.vacant.len() == self.places.len();
-        if is_last {
+        if presence == Presence::Copy {
+            return false;
+        }
+        self.present -= 1;
+        if self.present == 0 {
             self.deserted_since = Some(Instant::now());
         }
-        is_last
+        self.present == 0
     }
 
     pub(super) fn wait(&mut self, place: usize, waker: &Waker) {
@@ -130,7 +160,7 @@ impl State {
     pub(super) fn tail(&self) -> Seq {
         let text_end = SEQ_START + self.text.len() as Seq;
         match self.phase {
-            Phase::Opening | Phase::Refused(_) => 0,
+            Phase::Opening | Phase::Refused(_) | Phase::Lost => 0,
             Phase::Open(_) => text_end,
             Phase::Ended(..) => text_end + 1,
         }
@@ -220,6 +250,7 @@ impl Log {
             text: String::new(),
             runs: Vec::new(),
             is_order_lost: false,
+            is_mirror: false,
             followers: Followers::new(),
             stop_requested: false,
             writer: None,
@@ -243,7 +274,7 @@ impl Log {
     /// Why it cannot begin, to everybody who waited for it.
     pub async fn opened(self: &Arc<Self>) -> Result<(), Error> {
         // A waiter is no follower, but it counts as somebody who is there.
-        let mut seat = Seat::take(self);
+        let mut seat = Seat::take(self, Presence::Reader);
         std::future::poll_fn(|context| {
             let mut state = self.lock();
             match &state.phase {
@@ -252,15 +283,16 @@ impl Log {
                     Poll::Pending
                 }
                 Phase::Refused(error) => Poll::Ready(Err(error.clone())),
+                Phase::Lost => Poll::Ready(Err(moved())),
                 Phase::Open(_) | Phase::Ended(..) => Poll::Ready(Ok(())),
             }
         })
         .await
     }
 
-    /// Returns once the generation has ended or was refused.
+    /// Returns once the generation has ended, was refused or is lost.
     pub async fn ended(self: &Arc<Self>) {
-        let mut seat = Seat::take(self);
+        let mut seat = Seat::take(self, Presence::Reader);
         std::future::poll_fn(|context| {
             let mut state = self.lock();
             if matches!(state.phase, Phase::Opening | Phase::Open(_)) {
@@ -281,6 +313,22 @@ impl Log {
         };
         if let Some(writer) = writer {
             writer.wake();
+        }
+    }
+
+    /// Gives the generation up: its writer stops writing and saves nothing, and its followers are cut off without an end,
+    /// so that they ask again. Without effect on one that has ended.
+    pub fn lose(&self) {
+        let (writer, waiting) = {
+            let mut state = self.lock();
+            if !matches!(state.phase, Phase::Opening | Phase::Open(_)) {
+                return;
+            }
+            state.phase = Phase::Lost;
+            (state.writer.take(), state.followers.take_waiting())
+        };
+        for waker in waiting.into_iter().chain(writer) {
+            waker.wake();
         }
     }
 
@@ -315,14 +363,38 @@ impl Log {
         })
     }
 
-    pub(super) fn is_refused(&self) -> bool {
-        matches!(self.lock().phase, Phase::Refused(_))
+    /// Whether there is nothing to follow, and the name is as good as free.
+    pub(super) fn is_void(&self) -> bool {
+        matches!(self.lock().phase, Phase::Refused(_) | Phase::Lost)
+    }
+
+    /// Why it could not begin, if it was refused.
+    pub(super) fn refusal(&self) -> Option<Error> {
+        match &self.lock().phase {
+            Phase::Refused(error) => Some(error.clone()),
+            Phase::Opening | Phase::Open(_) | Phase::Ended(..) | Phase::Lost => None,
+        }
+    }
+
+    /// Whether its positions are what they were when it was written.
+    pub(super) fn is_ordered(&self) -> bool {
+        !self.lock().is_order_lost
+    }
+
+    /// Whether somebody reads it.
+    pub(super) fn has_readers(&self) -> bool {
+        self.lock().followers.present > 0
+    }
+
+    /// What it is known by.
+    pub(super) fn opening(&self) -> &Opening {
+        &self.opening
     }
 
     pub(super) fn ended_at(&self) -> Option<Instant> {
         match self.lock().phase {
             Phase::Ended(.., at) => Some(at),
-            Phase::Opening | Phase::Refused(_) | Phase::Open(_) => None,
+            Phase::Opening | Phase::Refused(_) | Phase::Open(_) | Phase::Lost => None,
         }
     }
 
@@ -337,16 +409,25 @@ impl Log {
     }
 }
 
+fn moved() -> Error {
+    Error::new(
+        Code::StoreUnavailable,
+        "This stream is not written here any more. Ask for it again in a moment.",
+    )
+    .with_retry_after(RETRY_AFTER_MOVE)
+}
+
 /// A place among a log's followers, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     log: Arc<Log>,
     place: usize,
+    presence: Presence,
 }
 
 impl Seat {
-    pub(super) fn take(log: &Arc<Log>) -> Self {
-        Self { log: Arc::clone(log), place: log.lock().followers.join() }
+    pub(super) fn take(log: &Arc<Log>, presence: Presence) -> Self {
+        Self { log: Arc::clone(log), place: log.lock().followers.join(presence), presence }
     }
 
     pub(super) fn log(&self) -> &Arc<Log> {
@@ -363,7 +444,8 @@ impl Drop for Seat {
         let writer = {
             let mut state = self.log.lock();
             // The writer has to know since when it writes for nobody.
-            if state.followers.leave(self.place) { state.writer.take() } else { None }
+            let is_last = state.followers.leave(self.place, self.presence);
+            if is_last { state.writer.take() } else { None }
         };
         if let Some(writer) = writer {
             writer.wake();

@@ -40,7 +40,7 @@ impl Journal for MemoryJournal {
         let mut logs = self.lock();
         logs.forget();
         let of_owner = logs.by_owner.entry(opening.owner).or_default();
-        match of_owner.get(&opening.stream_id).filter(|log| !log.is_refused()) {
+        match of_owner.get(&opening.stream_id).filter(|log| !log.is_void()) {
             Some(log) if log.fingerprint() == opening.fingerprint => {
                 Ok(Claim::Existing(Arc::clone(log)))
             }
@@ -54,18 +54,18 @@ impl Journal for MemoryJournal {
         }
     }
 
-    async fn find(&self, owner: UserId, stream_id: &StreamId) -> Result<Option<Arc<Log>>, Error> {
+    async fn find(&self, owner: UserId, stream_id: &StreamId) -> Option<Arc<Log>> {
         let logs = self.lock();
         let log = logs.by_owner.get(&owner).and_then(|of_owner| of_owner.get(stream_id));
-        Ok(log.filter(|log| !log.is_refused()).cloned())
+        log.filter(|log| !log.is_void()).cloned()
     }
 
-    async fn running(&self, owner: UserId) -> Result<Vec<Running>, Error> {
+    async fn running(&self, owner: UserId) -> Vec<Running> {
         let logs = self.lock();
         let of_owner = logs.by_owner.get(&owner).into_iter().flat_map(HashMap::values);
         let mut running: Vec<_> = of_owner.filter_map(|log| log.running()).collect();
         running.sort_by(|a, b| (a.started_at, &a.stream_id).cmp(&(b.started_at, &b.stream_id)));
-        Ok(running)
+        running
     }
 }
 
@@ -92,7 +92,7 @@ impl Logs {
                 Some(at) => {
                     now.duration_since(at) >= RETENTION || ended_text_len > ENDED_TEXT_LEN_MAX
                 }
-                None => log.is_refused(),
+                None => log.is_void(),
             };
             if is_over {
                 ended_text_len = ended_text_len.saturating_sub(log.text_len());

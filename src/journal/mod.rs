@@ -10,7 +10,9 @@ pub mod file;
 mod follower;
 mod log;
 pub mod memory;
+mod mirror;
 mod recorder;
+pub mod shared;
 mod writer;
 
 use std::sync::Arc;
@@ -19,8 +21,12 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use secrecy::SecretString;
+
 use crate::error::Error;
 use crate::id::{ConversationId, MessageId, StreamId, UserId, VariantId};
+use crate::outbox::Name;
+use crate::store::Conclusion;
 
 pub use follower::{Follower, View};
 pub use log::{Ended, Log};
@@ -38,6 +44,8 @@ pub struct Opening {
     pub fingerprint: String,
     /// When it was asked for.
     pub started_at: Timestamp,
+    /// What its end is saved with; absent if nothing is saved, or somebody else writes it.
+    pub write_token: Option<SecretString>,
 }
 
 #[cfg(test)]
@@ -49,6 +57,7 @@ impl Opening {
             stream_id: StreamId::random(),
             fingerprint: String::new(),
             started_at: crate::clock::now(),
+            write_token: None,
         }
     }
 }
@@ -77,6 +86,44 @@ pub struct Running {
     pub started_at: Timestamp,
 }
 
+/// Whether a generation is still its writer's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// It is, as far as is known.
+    Held,
+    /// Another relay has taken it over: nothing of it is to be saved here.
+    Lost,
+}
+
+/// A generation whose relay is gone, to be ended by whoever has this.
+#[derive(Debug)]
+pub struct Orphan {
+    /// Writes its end. Everything that is left of it is in the log.
+    pub writer: Writer,
+    /// How its own relay was about to end it, if it came so far. Its text is whole then.
+    pub conclusion: Option<Conclusion>,
+}
+
+/// What the journal knows of a generation that the last process left unfinished.
+#[derive(Debug)]
+pub enum Estate {
+    /// Nothing: it is for the caller to end.
+    Unknown,
+    /// It is for the caller to end, and others follow it.
+    Taken(Box<Orphan>),
+    /// Another relay has it, or soon will.
+    Elsewhere,
+}
+
+/// How far the journal reaches, where it is kept in more than memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Every relay knows of every generation.
+    Everywhere,
+    /// Relays know of their own generations only, for the time being.
+    Degraded,
+}
+
 /// The generations that are running or ended lately.
 #[async_trait]
 pub trait Journal: Send + Sync + 'static {
@@ -89,14 +136,50 @@ pub trait Journal: Send + Sync + 'static {
     async fn claim(&self, opening: Opening) -> Result<Claim, Error>;
 
     /// The generation of that name, if it is the owner's and has not ended longer ago than the journal remembers.
-    ///
-    /// # Errors
-    /// None in memory; a journal elsewhere may be out of reach.
-    async fn find(&self, owner: UserId, stream_id: &StreamId) -> Result<Option<Arc<Log>>, Error>;
+    async fn find(&self, owner: UserId, stream_id: &StreamId) -> Option<Arc<Log>>;
 
     /// The owner's generations that have begun and not ended, oldest first.
-    ///
-    /// # Errors
-    /// As for [`Journal::find`].
-    async fn running(&self, owner: UserId) -> Result<Vec<Running>, Error>;
+    async fn running(&self, owner: UserId) -> Vec<Running>;
+
+    /// Asks whoever writes the generation to end it as stopped.
+    async fn stop(&self, log: &Arc<Log>) {
+        log.request_stop();
+    }
+
+    /// Notes how the generation that is written to `log` is about to end, so that another relay would end it in the same
+    /// way, and says whether it is still the caller's to end.
+    async fn seal(&self, _log: &Arc<Log>, _conclusion: &Conclusion) -> Hold {
+        Hold::Held
+    }
+
+    /// The next generation that another relay has left unfinished. Waits for as long as there is none.
+    async fn orphan(&self) -> Orphan {
+        std::future::pending().await
+    }
+
+    /// Who is to end the generation that the last process left unfinished.
+    async fn inherit(&self, _name: &Name, _write_token: &SecretString) -> Estate {
+        Estate::Unknown
+    }
+
+    /// Whether what this journal does not know is not being written anywhere.
+    fn knows_all(&self) -> bool {
+        true
+    }
+
+    /// How far it reaches; `None` where there is no more than memory.
+    fn reach(&self) -> Option<Reach> {
+        None
+    }
+
+    /// Returns when other relays can be reached, if there are any.
+    async fn in_touch(&self) {}
+
+    /// Keeps the journal in touch with others, for as long as this is polled.
+    async fn run(&self) {
+        std::future::pending::<()>().await;
+    }
+
+    /// Tells others what they do not know yet, and that this relay ends.
+    async fn close(&self) {}
 }

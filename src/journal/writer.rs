@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::task::Poll;
 
+use secrecy::SecretString;
 use tokio::time::Instant;
 
 use super::log::{Ended, Log, Phase, Recall, State, TEXT_LEN_MAX};
@@ -17,6 +18,8 @@ pub enum Control {
     Stop,
     /// The last follower left, then. It holds until somebody comes back.
     Deserted(Instant),
+    /// Another relay has taken the generation over: nothing more is to be written, and nothing saved.
+    Lost,
 }
 
 /// The right to write one generation. Dropped without an end, it ends the generation as failed, so that no follower
@@ -24,6 +27,8 @@ pub enum Control {
 #[derive(Debug)]
 pub struct Writer {
     log: Arc<Log>,
+    /// Whether somebody else writes the log now.
+    is_given_away: bool,
 }
 
 /// A look at what followers want, apart from the writer so that it can be awaited while text is appended.
@@ -36,7 +41,13 @@ pub struct Watch {
 
 impl Writer {
     pub(super) fn new(log: Arc<Log>) -> Self {
-        Self { log }
+        Self { log, is_given_away: false }
+    }
+
+    /// Leaves the log, which has not begun, to be written by somebody else.
+    pub(super) fn give_away(mut self) -> Arc<Log> {
+        self.is_given_away = true;
+        Arc::clone(&self.log)
     }
 
     /// The log being written.
@@ -101,6 +112,27 @@ impl Writer {
         let recording =
             Recording { recorder, record, recorded: 0, is_queued: false, is_hurried: false };
         self.log.lock().recording = Some(recording);
+    }
+
+    /// Gives the generation up to another relay, which ends and saves it.
+    pub fn lose(self) {
+        self.log.lose();
+        self.change_last(|_| {});
+    }
+
+    /// What the end of the generation is saved with; absent if nothing is saved.
+    #[must_use]
+    pub fn write_token(&self) -> Option<SecretString> {
+        self.log.opening().write_token.clone()
+    }
+
+    /// The first event, if the generation has begun.
+    #[must_use]
+    pub fn start(&self) -> Option<Start> {
+        match &self.log.lock().phase {
+            Phase::Open(start) | Phase::Ended(start, ..) => Some(Start::clone(start)),
+            Phase::Opening | Phase::Refused(_) | Phase::Lost => None,
+        }
     }
 
     /// Leaves what was recorded as it is: the generation did not come to an end that is safe.
@@ -171,6 +203,9 @@ impl Watch {
         let (log, reported) = (&self.log, &mut self.deserted_since);
         std::future::poll_fn(|context| {
             let mut state = log.lock();
+            if matches!(state.phase, Phase::Lost) {
+                return Poll::Ready(Control::Lost);
+            }
             if state.stop_requested {
                 return Poll::Ready(Control::Stop);
             }
@@ -195,6 +230,9 @@ impl Watch {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        if self.is_given_away {
+            return;
+        }
         let lost = || Error::internal("the task of a generation ended without an end");
         let phase = self.log.lock().phase.clone();
         match phase {
@@ -206,7 +244,7 @@ impl Drop for Writer {
                 message_id: start.message_id,
                 saved: start.message_id.map(|_| false),
             })),
-            Phase::Refused(_) | Phase::Ended(..) => {}
+            Phase::Refused(_) | Phase::Ended(..) | Phase::Lost => {}
         }
     }
 }

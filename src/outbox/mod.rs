@@ -17,7 +17,7 @@ use crate::store::Finish;
 pub const LEN_MAX: u64 = 20_000;
 
 /// A generation as the outbox names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Name {
     /// Whose it is.
     pub owner: UserId,
@@ -90,6 +90,9 @@ pub trait Outbox: Send + Sync + 'static {
 
     /// The database has it.
     async fn remove(&self, id: i64) -> Result<(), Error>;
+
+    /// More is known of it than when it was put here.
+    async fn amend(&self, id: i64, finish: &Finish) -> Result<(), Error>;
 
     /// It is to be tried again then.
     async fn postpone(&self, id: i64, until: Timestamp, reason: &str) -> Result<(), Error>;

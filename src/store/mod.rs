@@ -24,8 +24,8 @@ use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantI
 use crate::story::{Conversation, Message, Tree};
 
 pub use model::{
-    Announced, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, New, Outcome, Page,
-    Place, Rows, SavedStream, new_write_token,
+    Announced, Begin, Begun, Conclusion, ConversationPatch, Cursor, Finish, Finished, New, Outcome,
+    Page, Place, Rows, SavedStream, new_write_token,
 };
 
 /// The database, as the relay sees it.

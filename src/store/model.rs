@@ -119,7 +119,8 @@ pub struct Rows {
 }
 
 /// How a generation ended, as a store is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// The provider finished it.
     Complete,
@@ -157,6 +158,21 @@ impl Outcome {
     }
 }
 
+/// How a generation ended, apart from its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conclusion {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why the provider ended it.
+    pub finish_reason: Option<String>,
+    /// What it used; absent if nobody counted.
+    pub usage: Option<Usage>,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// Whether it was begun by the two-step reroll, whose client knows the variant as the alternative.
+    pub is_announced: bool,
+}
+
 /// The end of a generation.
 #[derive(Debug, Clone)]
 pub struct Finish {
@@ -178,6 +194,33 @@ pub struct Finish {
     pub model: String,
 }
 
+impl Finish {
+    /// The end of a generation of which nothing is left but that it was begun.
+    #[must_use]
+    pub fn interrupted(write_token: SecretString, failure: Failure) -> Self {
+        Self { failure: Some(failure), ..Self::empty(write_token, Outcome::Interrupted) }
+    }
+
+    /// The end of a generation that was never run.
+    #[must_use]
+    pub fn refused(write_token: SecretString) -> Self {
+        Self::empty(write_token, Outcome::Refused)
+    }
+
+    fn empty(write_token: SecretString, outcome: Outcome) -> Self {
+        Self {
+            write_token,
+            outcome,
+            content: String::new(),
+            reasoning: String::new(),
+            finish_reason: None,
+            usage: None,
+            failure: None,
+            model: String::new(),
+        }
+    }
+}
+
 /// What became of the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finished {
@@ -185,6 +228,21 @@ pub struct Finished {
     pub message_id: Option<MessageId>,
     /// The variant; absent if it was removed.
     pub variant_id: Option<VariantId>,
+    /// How it ended for the database. Absent where that does not say.
+    #[serde(default)]
+    pub outcome: Option<Outcome>,
+    /// How long its content is there, in bytes. Absent where the database does not say.
+    #[serde(default)]
+    pub content_len: Option<u64>,
+}
+
+impl Finished {
+    /// Whether it is what `finish` made of it, and not what somebody else had made of it before.
+    #[must_use]
+    pub fn is_by(&self, finish: &Finish) -> bool {
+        self.outcome.is_none_or(|outcome| outcome == finish.outcome)
+            && self.content_len.is_none_or(|len| len == finish.content.len() as u64)
+    }
 }
 
 /// What is saved of a stream. Also the wire form of `GET /v1/message-by-stream-id`.

@@ -399,11 +399,13 @@ begin
     select from public.relay_variants v where v.message_id = message.id and v.id <> generation.variant_id);
   has_children := exists (select from public.relay_messages m where m.parent_id = message.id);
 
-  generation.result := jsonb_build_object('message_id', message.id, 'variant_id', generation.variant_id);
+  -- Who comes second learns by the last two that somebody else was first.
+  generation.result := jsonb_build_object('message_id', message.id, 'variant_id', generation.variant_id,
+    'outcome', outcome, 'content_len', octet_length(convert_to(new_content, 'UTF8')));
   if outcome = 'refused' or (outcome = 'failed' and new_content = '' and new_reasoning = '' and (has_others or not has_children))
   then
     -- Nothing is left of it.
-    generation.result := jsonb_build_object('message_id', null, 'variant_id', null);
+    generation.result := generation.result || jsonb_build_object('message_id', null, 'variant_id', null);
     if has_others or has_children then
       delete from public.relay_variants where id = generation.variant_id;
     else
@@ -461,7 +463,7 @@ begin
 end
 $$;
 comment on function public.relay_finish is
-  'Ends the generation that the write token was given out for, once; repeated, it answers as the first time. Needs no user. {write_token, outcome, content, reasoning, finish_reason, usage, failure, model} → {message_id, variant_id}.';
+  'Ends the generation that the write token was given out for, once; repeated, it answers as the first time. Needs no user. {write_token, outcome, content, reasoning, finish_reason, usage, failure, model} → {message_id, variant_id, outcome, content_len}.';
 
 create function public.relay_find_stream(jsonb) returns jsonb
 language sql stable security invoker set search_path = pg_catalog, pg_temp as $$

@@ -194,6 +194,12 @@ async fn a_streaming_variant_changes_nothing_that_is_shown(store: Arc<dyn Store>
     assert_eq!(story.head().await, rows.user_message_id);
 }
 
+/// The answer to a finish that leaves no rows.
+fn nothing(outcome: Outcome, content: &str) -> Finished {
+    let content_len = Some(content.len() as u64);
+    Finished { message_id: None, variant_id: None, outcome: Some(outcome), content_len }
+}
+
 /// The rest of the table of states: what an ending does to a new reply, and to a reroll.
 async fn each_ending_does_what_the_table_says(store: Arc<dyn Store>) {
     // Outcome, text, state, active in a new reply, head moves, active in a reroll.
@@ -211,7 +217,11 @@ async fn each_ending_does_what_the_table_says(store: Arc<dyn Store>) {
         let finished = story.finish(&rows, outcome, text).await;
         assert_eq!(
             finished,
-            Finished { message_id: Some(rows.message_id), variant_id: Some(rows.variant_id) }
+            Finished {
+                message_id: Some(rows.message_id),
+                variant_id: Some(rows.variant_id),
+                ..nothing(outcome, text)
+            }
         );
         assert_eq!(
             story.variant(&rows).await,
@@ -238,7 +248,7 @@ async fn a_failure_without_text_leaves_nothing_unless_something_hangs_on_it(stor
     let story = Story::new(&store).await;
     let (_, rows) = story.ask("u0").await;
     let finished = story.finish(&rows, Outcome::Failed, "").await;
-    assert_eq!(finished, Finished { message_id: None, variant_id: None });
+    assert_eq!(finished, nothing(Outcome::Failed, ""));
     assert!(story.message(rows.message_id).await.is_none());
     assert_eq!(story.reads().await, ["u0"]);
 
@@ -263,7 +273,7 @@ async fn a_refused_turn_leaves_nothing(store: Arc<dyn Store>) {
     let request = begin_as("mine".parse().unwrap(), "one", place);
     let new = story.begin_with(&request).await;
     let rows = new.rows.unwrap();
-    let nothing = Finished { message_id: None, variant_id: None };
+    let nothing = nothing(Outcome::Refused, "");
     assert_eq!(story.finish(&rows, Outcome::Refused, "").await, nothing);
     let after = store.read_tree(&story.user, story.id).await.unwrap();
     assert_eq!((after.messages, after.conversation.head_id), (before.messages, Some(told)));
@@ -453,6 +463,10 @@ async fn a_write_token_writes_once(store: Arc<dyn Store>) {
         first,
         "repeated it answers as the first time"
     );
+    let token = story.write_token(&rows);
+    assert!(first.is_by(&finish(&token, Outcome::Complete, "a0")), "who was first learns it");
+    assert!(!first.is_by(&finish(&token, Outcome::Failed, "a0")), "and who was not");
+    assert!(!first.is_by(&finish(&token, Outcome::Complete, "a0 and more")));
     assert_eq!(story.reads().await, ["u0", "a0"]);
     for guess in [String::new(), "0".repeat(64), Uuid::now_v7().to_string()] {
         let guess = finish(&guess.into(), Outcome::Complete, "x");

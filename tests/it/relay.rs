@@ -95,6 +95,30 @@ impl TestRelay {
         user
     }
 
+    /// A user of another relay, at this one.
+    pub(crate) fn same(&self, user: &User) -> User {
+        User { shared: Arc::clone(&self.shared), ..user.clone() }
+    }
+
+    /// Returns when the relay says that it is ready and reaches others.
+    pub(crate) async fn is_in_touch(&self) {
+        self.says("\"redis\":\"up\"").await;
+    }
+
+    /// Returns when `/readyz` says that.
+    pub(crate) async fn says(&self, word: &str) {
+        let since = Instant::now();
+        loop {
+            let said = self.client().get(self.url("/readyz")).send().await.unwrap();
+            let said = said.text().await.unwrap();
+            if said.contains(word) {
+                return;
+            }
+            assert!(since.elapsed() < PATIENCE, "{said}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     fn user_of(&self, id: Uuid) -> User {
         self.shared.users.lock().unwrap().push(id);
         User { id, token: token(&claims(id)), shared: Arc::clone(&self.shared) }
@@ -132,8 +156,7 @@ impl TestRelay {
 
     /// Asks the process to end, without waiting.
     pub(crate) fn terminate(&self) {
-        let pid = self.child.id().expect("the relay has ended").to_string();
-        assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
+        self.signal("TERM");
     }
 
     /// Waits until the process has ended by itself, well.
@@ -141,6 +164,13 @@ impl TestRelay {
         let status =
             timeout(PATIENCE, self.child.wait()).await.expect("the relay does not end").unwrap();
         assert!(status.success(), "{status}\n{}", self.log());
+    }
+
+    /// Sends the process a signal.
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.id().expect("the relay has ended").to_string();
+        let kill = std::process::Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(kill.unwrap().success());
     }
 
     /// Ends the process as `kill -9` does.

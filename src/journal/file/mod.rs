@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::recorder::{Piece, RecordId, Records};
 use crate::clock;
 use crate::error::Error;
-use crate::event::{Failure, Kind};
+use crate::event::Failure;
 use crate::id::UserId;
 use crate::outbox::{Counts, Entry, Listed, Name, Outbox};
 use crate::sqlite::{Database, Schema};
@@ -24,8 +24,11 @@ use crate::store::{Finish, Outcome};
 /// What marks a SQLite file as a relay's journal, in its header: "`RelJ`".
 const APPLICATION_ID: i64 = 0x5265_6c4a;
 
-const SCHEMA: Schema =
-    Schema { application_id: APPLICATION_ID, steps: &[include_str!("1.sql")], upkeep: "" };
+const SCHEMA: Schema = Schema {
+    application_id: APPLICATION_ID,
+    steps: &[include_str!("1.sql"), include_str!("2.sql")],
+    upkeep: "",
+};
 
 /// The journal's file, open.
 #[derive(Debug)]
@@ -56,6 +59,21 @@ impl JournalFile {
     /// With a message for the operator, if it is not there or of another version.
     pub fn open_beside(path: &Path) -> Result<Self, Error> {
         Ok(Self { database: Database::open_beside(path, &SCHEMA)? })
+    }
+
+    /// Notes that `instance` has the file from now on. Returns which one had it before.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub async fn hand_over(&self, instance: Uuid) -> Result<Option<Uuid>, Error> {
+        self.write(move |connection| {
+            let predecessor: Option<String> =
+                connection.query_row("select id from instance", [], |row| row.get(0)).optional()?;
+            connection.execute("delete from instance", [])?;
+            connection.execute("insert into instance (id) values (?1)", [instance.to_string()])?;
+            Ok(predecessor.and_then(|id| id.parse().ok()))
+        })
+        .await
     }
 
     async fn write<T: Send + 'static>(
@@ -105,7 +123,7 @@ impl Records for JournalFile {
             )?;
             for piece in pieces {
                 let begin = i64::try_from(piece.begin).map_err(Error::internal)?;
-                insert.execute(params![piece.record.0, begin, word(piece.kind), piece.text])?;
+                insert.execute(params![piece.record.0, begin, piece.kind.as_str(), piece.text])?;
             }
             let mut delete = connection.prepare_cached("delete from records where id = ?1")?;
             for record in ended {
@@ -196,6 +214,28 @@ impl Outbox for JournalFile {
         .await
     }
 
+    async fn amend(&self, id: i64, finish: &Finish) -> Result<(), Error> {
+        let finish = finish.clone();
+        self.write(move |connection| {
+            connection
+                .prepare_cached(
+                    "update outbox set outcome = ?2, content = ?3, reasoning = ?4, finish_reason = ?5, usage = ?6,
+                       failure = ?7 where id = ?1",
+                )?
+                .execute(params![
+                    id,
+                    finish.outcome.as_str(),
+                    finish.content,
+                    finish.reasoning,
+                    finish.finish_reason,
+                    json(&finish.usage)?,
+                    json(&finish.failure)?,
+                ])?;
+            Ok(())
+        })
+        .await
+    }
+
     async fn postpone(&self, id: i64, until: Timestamp, reason: &str) -> Result<(), Error> {
         let reason = reason.to_owned();
         self.write(move |connection| {
@@ -274,13 +314,6 @@ impl Outbox for JournalFile {
             Ok(retried as u64)
         })
         .await
-    }
-}
-
-fn word(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Reasoning => "reasoning",
-        Kind::Token => "token",
     }
 }
 

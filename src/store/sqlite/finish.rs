@@ -27,14 +27,24 @@ pub(super) fn finish(connection: &Connection, finish: &Finish) -> Result<Finishe
         Ok(unfinished) => unfinished,
         Err(finished) => return Ok(finished),
     };
-    let finished = match finish.outcome {
-        Outcome::Refused => undo(connection, &generation)?,
+    let is_kept = match finish.outcome {
+        Outcome::Refused => {
+            undo(connection, &generation)?;
+            false
+        }
         Outcome::Failed if finish.content.is_empty() && finish.reasoning.is_empty() => {
             fail_without_text(connection, &generation, finish)?
         }
         Outcome::Complete | Outcome::Stopped | Outcome::Interrupted | Outcome::Failed => {
-            write(connection, &generation, finish)?
+            write(connection, &generation, finish)?;
+            true
         }
+    };
+    let finished = Finished {
+        message_id: is_kept.then_some(generation.message_id),
+        variant_id: is_kept.then_some(generation.variant_id),
+        outcome: Some(finish.outcome),
+        content_len: Some(finish.content.len() as u64),
     };
     keep(connection, &generation, finished)?;
     rows::touch(connection, generation.conversation.id)?;
@@ -82,11 +92,7 @@ fn find(connection: &Connection, finish: &Finish) -> Result<Result<Unfinished, F
 }
 
 /// Writes the text, and moves what has to move.
-fn write(
-    connection: &Connection,
-    generation: &Unfinished,
-    finish: &Finish,
-) -> Result<Finished, Error> {
+fn write(connection: &Connection, generation: &Unfinished, finish: &Finish) -> Result<(), Error> {
     let Unfinished { variant_id, message_id, parent_id, conversation, .. } = *generation;
     let has_text = !finish.content.is_empty();
     let (status, becomes_active) = match finish.outcome {
@@ -120,43 +126,43 @@ fn write(
             rows::set_head(connection, conversation.id, Some(message_id))?;
         }
     }
-    Ok(Finished { message_id: Some(message_id), variant_id: Some(variant_id) })
+    Ok(())
 }
 
-/// Removes a reply that never had any text, message and all, unless something hangs on it.
+/// Removes a reply that never had any text, message and all, unless something hangs on it. Returns whether it is still
+/// there.
 fn fail_without_text(
     connection: &Connection,
     generation: &Unfinished,
     finish: &Finish,
-) -> Result<Finished, Error> {
+) -> Result<bool, Error> {
     if has_other_variants(connection, generation)? {
         delete_variant(connection, generation)?;
     } else if has_children(connection, generation.message_id)? {
-        return write(connection, generation, finish);
+        write(connection, generation, finish)?;
+        return Ok(true);
     } else {
         remove_reply(connection, generation)?;
     }
-    Ok(Finished { message_id: None, variant_id: None })
+    Ok(false)
 }
 
 /// Takes back everything that `begin` made.
-fn undo(connection: &Connection, generation: &Unfinished) -> Result<Finished, Error> {
-    let nothing = Finished { message_id: None, variant_id: None };
+fn undo(connection: &Connection, generation: &Unfinished) -> Result<(), Error> {
     if has_other_variants(connection, generation)?
         || has_children(connection, generation.message_id)?
     {
-        delete_variant(connection, generation)?;
-        return Ok(nothing);
+        return delete_variant(connection, generation);
     }
     let head_id = remove_reply(connection, generation)?;
-    let Some(user_message_id) = generation.user_message_id else { return Ok(nothing) };
+    let Some(user_message_id) = generation.user_message_id else { return Ok(()) };
     if !has_children(connection, user_message_id)? {
         if head_id == Some(user_message_id) {
             go_back(connection, generation)?;
         }
         delete_message(connection, user_message_id)?;
     }
-    Ok(nothing)
+    Ok(())
 }
 
 /// Removes the reply. A head that the reader moved to it moves up, so that the story keeps its end; returns where the head

@@ -111,7 +111,7 @@ insert into public.relay_generations (user_id, attempt, ended_at, result)
 select is(
   pg_temp.call('anon', 'relay_finish',
     jsonb_build_object('write_token', pg_temp.known('owner', 'token'), 'outcome', 'failed')),
-  '{"message_id": null, "variant_id": null}', 'a failure without a text leaves nothing');
+  '{"message_id": null, "variant_id": null, "outcome": "failed", "content_len": 0}', 'a failure without a text leaves nothing');
 select is((select head_id from public.relay_conversations where id = pg_temp.id('owner', 'running_conversation')),
   pg_temp.id('owner', 'running_question'), 'a head that was there moves up');
 select is(

@@ -14,10 +14,11 @@ language sql stable as $$
     'failure', null, 'model', 'm') || more)
 $$;
 
--- What relay_finish answers if the generation has that message and that variant.
-create function pg_temp.rows(message_id bigint, variant_id bigint) returns text
+-- What relay_finish answers if the generation has that message and that variant, and was ended so first.
+create function pg_temp.rows(message_id bigint, variant_id bigint, outcome text, content text) returns text
 language sql immutable as $$
-  select jsonb_build_object('message_id', message_id, 'variant_id', variant_id)::text
+  select jsonb_build_object('message_id', message_id, 'variant_id', variant_id,
+    'outcome', outcome, 'content_len', octet_length(content))::text
 $$;
 
 -- The token of the owner's running generation, and its hash in hexadecimal digits.
@@ -69,7 +70,8 @@ select is(pg_temp.known('stranger', 'second_variant_id'), pg_temp.known('strange
 select is(pg_temp.attempt('anon', pg_temp.finish(pg_temp.known('stranger', 'first_write_token'))),
   'PT404 stream_not_found', 'a token that was replaced is none any more');
 select is(pg_temp.attempt('stranger', pg_temp.finish(pg_temp.known('stranger', 'second_write_token'))),
-  'answer: ' || pg_temp.rows(pg_temp.id('stranger', 'second_message_id'), pg_temp.id('stranger', 'second_variant_id')),
+  'answer: ' || pg_temp.rows(pg_temp.id('stranger', 'second_message_id'), pg_temp.id('stranger', 'second_variant_id'),
+    'complete', 'written'),
   'the new one is one');
 
 -- A token opens its own generation and no other.
@@ -80,7 +82,7 @@ select is(
   pg_temp.call('anon', 'relay_finish', jsonb_build_object('write_token', token, 'outcome', 'complete', 'content', 'the end',
     'variant_id', pg_temp.id('stranger', 'running_variant'), 'message_id', pg_temp.id('stranger', 'running_message'),
     'stream_id', pg_temp.known('stranger', 'running_stream'), 'user_id', pg_temp.user_of('stranger')))::text,
-  pg_temp.rows(pg_temp.id('owner', 'running_message'), pg_temp.id('owner', 'running_variant')),
+  pg_temp.rows(pg_temp.id('owner', 'running_message'), pg_temp.id('owner', 'running_variant'), 'complete', 'the end'),
   'whoever holds the token writes to its rows, whatever else is said') from secrets;
 select results_eq(
   format('select content, reasoning, status, finish_reason, usage, error, expires_at, model
@@ -98,14 +100,14 @@ create temp table kept as
 select is(
     pg_temp.call('anon', 'relay_finish',
       jsonb_build_object('write_token', token, 'outcome', outcome, 'content', 'other'))::text,
-    pg_temp.rows(pg_temp.id('owner', 'running_message'), pg_temp.id('owner', 'running_variant')),
+    pg_temp.rows(pg_temp.id('owner', 'running_message'), pg_temp.id('owner', 'running_variant'), 'complete', 'the end'),
     'a token that is used again answers as before: ' || outcome)
   from secrets, unnest(array['complete', 'failed', 'refused']) outcome;
 select is((select jsonb_agg(v order by v.id) from public.relay_variants v), variants, 'and writes nothing') from kept;
 select is((select jsonb_agg(c order by c.id) from public.relay_conversations c), conversations,
   'and changes no conversation') from kept;
 select is(pg_temp.attempt(who, pg_temp.finish(token)),
-    'answer: ' || pg_temp.rows(pg_temp.id('owner', 'running_message'), pg_temp.id('owner', 'running_variant')),
+    'answer: ' || pg_temp.rows(pg_temp.id('owner', 'running_message'), pg_temp.id('owner', 'running_variant'), 'complete', 'the end'),
     'and answers everybody the same: ' || who)
   from secrets, unnest(array['anon', 'nobody', 'stranger', 'owner']) who;
 
@@ -117,7 +119,7 @@ language sql stable as $$
     pg_temp.finish(pg_temp.known('stranger', 'token'), '{"outcome": "refused"}'))
 $$;
 select is(pg_temp.attempt('stranger', pg_temp.forged('previous_head_id = previous_head_id')),
-  'answer: ' || pg_temp.rows(null, null), 'a generation of one''s own can be ended');
+  'answer: ' || pg_temp.rows(null, null, 'refused', 'written'), 'a generation of one''s own can be ended');
 select is(pg_temp.attempt('stranger', pg_temp.forged('variant_id = ' || pg_temp.id('owner', name))),
     '23503 insert or update on table "relay_generations" violates foreign key constraint '
       || '"relay_generations_variant_id_user_id_fkey"', 'but not be made to write the owner''s ' || name)
@@ -126,7 +128,7 @@ select is(pg_temp.attempt('stranger', pg_temp.forged('user_message_id = ' || pg_
   '23503 insert or update on table "relay_generations" violates foreign key constraint '
     || '"relay_generations_user_message_id_user_id_fkey"', 'nor to remove the owner''s message');
 select is(pg_temp.attempt('stranger', pg_temp.forged('previous_head_id = ' || pg_temp.id(whose, 'message'))),
-    'answer: ' || pg_temp.rows(null, null), 'nor to tell whether a message of the owner''s is there: ' || whose)
+    'answer: ' || pg_temp.rows(null, null, 'refused', 'written'), 'nor to tell whether a message of the owner''s is there: ' || whose)
   from unnest(array['owner', 'nothing']) whose;
 select matches(
   pg_temp.attempt('stranger', format('update public.relay_generations set user_id = %L where stream_id = ''own-stream-2''',

@@ -1,0 +1,159 @@
+//! Generations whose relay is gone, ended as it would have ended them: with all that is left of their text, and with their
+//! followers told.
+//!
+//! They come from two sides. What *another* relay left is in the journal that relays share. What *this* one left before it
+//! was started again is in its outbox, and, if the journal is shared, there as well; whichever knows more of it is right.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use secrecy::SecretString;
+use tracing::info;
+
+use crate::ending::{self, last_event};
+use crate::error::Error;
+use crate::event::{Failure, Kind};
+use crate::journal::{Estate, Orphan, Writer};
+use crate::outbox::{Entry, Name};
+use crate::relay::Relay;
+use crate::replay;
+use crate::saving::{self, Saved};
+use crate::store::{Conclusion, Finish, Outcome};
+
+/// Generations that are ended side by side.
+const SIDE_BY_SIDE: usize = 16;
+
+/// Ends what other relays leave, for as long as it is polled.
+pub(crate) async fn end_orphans(relay: Arc<Relay>) {
+    let orphans = stream::unfold(&relay, async |relay| Some((relay.journal.orphan().await, relay)));
+    orphans.for_each_concurrent(SIDE_BY_SIDE, |orphan| end_orphan(&relay, orphan)).await;
+}
+
+async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {
+    let name = Name::of(writer.log());
+    let write_token = writer.write_token();
+    info!(stream_id = %name.stream_id, "ending what a relay that is gone was writing");
+    if writer.start().is_none() {
+        if let Some(write_token) = write_token
+            && end_unbegun(relay, &name, write_token).await.is_err()
+        {
+            return;
+        }
+        return writer.refuse(replay::interrupted());
+    }
+    let conclusion = conclusion.unwrap_or_else(interrupted);
+    match ending::settle(relay, &writer, write_token, &conclusion).await {
+        Some(end) => writer.end(end),
+        None => writer.lose(),
+    }
+}
+
+/// Ends what may have been begun in the database, which its relay did not live to hear.
+///
+/// # Errors
+/// Of the outbox's disk.
+async fn end_unbegun(relay: &Relay, name: &Name, write_token: SecretString) -> Result<(), Error> {
+    let finish = Finish::interrupted(write_token, Failure::from(&replay::interrupted()));
+    match relay.store.finish(&finish).await {
+        Ok(_) => Ok(()),
+        // It may still be about to be begun, or the database is away.
+        Err(_) => saving::put(relay, name, &finish).await,
+    }
+}
+
+fn interrupted() -> Conclusion {
+    Conclusion {
+        outcome: Outcome::Interrupted,
+        finish_reason: None,
+        usage: None,
+        failure: Some(Failure::from(&replay::interrupted())),
+        is_announced: false,
+    }
+}
+
+/// Who is to save an entry of the outbox.
+pub(crate) enum Heir {
+    /// Its own relay, as it stands.
+    Relay,
+    /// Its own relay, which then tells those who follow it elsewhere.
+    Told(Box<Told>),
+    /// Another relay does, or soon will.
+    Another,
+}
+
+/// A generation whose followers wait to be told how it ended.
+pub(crate) struct Told {
+    writer: Writer,
+    /// Absent where they cannot be told here, but are to ask again.
+    conclusion: Option<Conclusion>,
+}
+
+impl Told {
+    /// Tells them what became of it. `None`: that is for the database to say.
+    pub(crate) fn end(self, saved: Option<Saved>) {
+        let Self { writer, conclusion } = self;
+        match (writer.start(), conclusion, saved) {
+            (Some(start), Some(conclusion), Some(saved)) => {
+                writer.end(last_event(start, &conclusion, Some(saved)));
+            }
+            _ => writer.lose(),
+        }
+    }
+}
+
+/// Finds out whose an entry is that was interrupted, and adds to it what is known of it elsewhere.
+///
+/// # Errors
+/// Of the outbox's disk.
+pub(crate) async fn heir(relay: &Relay, entry: &mut Entry) -> Result<Heir, Error> {
+    if entry.finish.outcome != Outcome::Interrupted {
+        return Ok(Heir::Relay);
+    }
+    let estate = relay.journal.inherit(&entry.name, &entry.finish.write_token).await;
+    let Orphan { writer, conclusion } = match estate {
+        Estate::Unknown => return Ok(Heir::Relay),
+        Estate::Elsewhere => return Ok(Heir::Another),
+        Estate::Taken(orphan) => *orphan,
+    };
+    let is_known_whole = conclusion.is_some();
+    let conclusion = conclusion.unwrap_or_else(interrupted);
+    let (reasoning, content) = writer.texts();
+    // Nobody can follow what has not begun there, nor go on from what is no beginning of what is here. Who tried is cut
+    // off when it is saved, and reads it in the database.
+    if writer.start().is_none()
+        || (!is_known_whole && !catch_up(&writer, &reasoning, &content, &entry.finish))
+    {
+        return Ok(Heir::Told(Box::new(Told { writer, conclusion: None })));
+    }
+    let (reasoning, content) = writer.texts();
+    let Conclusion { outcome, finish_reason, usage, failure, .. } = conclusion.clone();
+    let write_token = entry.finish.write_token.clone();
+    let model = entry.finish.model.clone();
+    entry.finish =
+        Finish { write_token, outcome, content, reasoning, finish_reason, usage, failure, model };
+    relay.outbox.amend(entry.id, &entry.finish).await?;
+    Ok(Heir::Told(Box::new(Told { writer, conclusion: Some(conclusion) })))
+}
+
+/// Appends what `finish` has beyond those texts, which are what the writer has. Returns whether the one then has all of the
+/// other.
+fn catch_up(writer: &Writer, reasoning: &str, content: &str, finish: &Finish) -> bool {
+    let beyond = |known: &str, whole: &str| {
+        if known.starts_with(whole) {
+            Some(String::new())
+        } else {
+            whole.strip_prefix(known).map(str::to_owned)
+        }
+    };
+    let (Some(more_reasoning), Some(more_content)) =
+        (beyond(reasoning, &finish.reasoning), beyond(content, &finish.content))
+    else {
+        return false;
+    };
+    // Where the answer has begun, thoughts between its parts would have no known place.
+    if !more_reasoning.is_empty() && !content.is_empty() {
+        return false;
+    }
+    let pieces = [(Kind::Reasoning, &*more_reasoning), (Kind::Token, &*more_content)];
+    writer.append(pieces.into_iter()).is_ok()
+}

@@ -1,0 +1,418 @@
+//! Several relays that share a Redis: whatever one writes can be followed, listed and stopped at any, and when one is gone
+//! another ends what it was writing.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::client::Reading;
+use crate::provider::{Gate, PATIENCE, Provider, Script};
+use crate::redis::{Pair, Redis};
+use crate::relay::{TestRelay, User};
+
+const WORDS: [&str; 6] = ["Once ", "upon ", "a\ntime ", "🦊 ", "there ", "was."];
+
+fn text() -> String {
+    WORDS.concat()
+}
+
+/// An answer of which each word waits for the gate.
+fn gated(gate: &Gate) -> Script {
+    WORDS
+        .iter()
+        .fold(Script::new(), |script, word| script.gate(gate).token(word))
+        .gate(gate)
+        .finish("stop")
+        .done()
+}
+
+/// Reads until that much of the text is there.
+async fn read_to(reading: &mut Reading, text: &str) {
+    while reading.text() != text {
+        assert!(reading.next().await.is_some(), "{:?}", reading.seen);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_is_followed_listed_and_read_again_at_another_relay() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let pair = Pair::start(&provider).await;
+    let mut here = pair.user.say(pair.story, "Go.").await;
+    gate.step();
+    here.until("token").await;
+    let stream_id = here.stream_id();
+    let mut there = pair.away.follow(&stream_id, None).await;
+    read_to(&mut there, WORDS[0]).await;
+
+    let listed = |user: &User| {
+        let user = user.clone();
+        async move { user.get("/v1/streams").await.ok(200)["data"].clone() }
+    };
+    assert_eq!(listed(&pair.user).await, listed(&pair.away).await);
+    assert_eq!(listed(&pair.away).await[0]["stream_id"], stream_id);
+    pair.second
+        .user()
+        .await
+        .get(&format!("/v1/streams/{stream_id}"))
+        .await
+        .refused(404, "stream_not_found");
+
+    gate.open();
+    let (done_here, done_there) = (here.done().await, there.done().await);
+    assert_eq!((done_here["saved"].clone(), done_here), (json!(true), done_there));
+    assert_eq!((here.text(), there.text()), (text(), text()));
+    assert_eq!(here.seen.last(), there.seen.last(), "positions are the same everywhere");
+    assert_eq!(listed(&pair.away).await, json!([]));
+
+    // After its end, too, and from any position.
+    for event in &here.seen {
+        let mut rest = pair.away.follow(&stream_id, event.id).await;
+        rest.done().await;
+        let known: String = here
+            .seen
+            .iter()
+            .filter(|seen| seen.id <= event.id && seen.name == "token")
+            .map(|seen| seen.data.as_str())
+            .collect();
+        assert_eq!(known + &rest.text(), text());
+    }
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn readers_who_change_relays_at_every_event_miss_and_repeat_nothing() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    let words: Vec<_> = (0..500).map(|at| format!("{at} 🦊\n")).collect();
+    let script = words.iter().fold(Script::new(), |script, word| script.gate(&gate).token(word));
+    provider.once(script.finish("stop").done());
+    let pair = Pair::start(&provider).await;
+    let mut writing = pair.user.say(pair.story, "Go.").await;
+    let stream_id = writing.stream_id();
+    let (mut seen, mut after) = (Vec::new(), None);
+    for at in 0..words.len() {
+        gate.step();
+        let user = if at % 2 == 0 { &pair.away } else { &pair.user };
+        let mut reading = user.follow(&stream_id, after).await;
+        let wanted = words[..=at].concat();
+        loop {
+            seen.push(reading.next().await.unwrap());
+            after = seen.last().and_then(|event| event.id);
+            let text: String = seen
+                .iter()
+                .filter(|event| event.name == "token")
+                .map(|event| event.data.as_str())
+                .collect();
+            if text == wanted {
+                break;
+            }
+            assert!(wanted.starts_with(&text), "{text:?}");
+        }
+    }
+    gate.open();
+    writing.done().await;
+    assert_eq!(writing.text(), words.concat());
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn fifty_readers_of_one_stream_at_two_relays_read_the_same() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let pair = Pair::start(&provider).await;
+    let writing = pair.user.say(pair.story, "Go.").await;
+    let stream_id = writing.stream_id();
+    let mut readers = tokio::task::JoinSet::new();
+    for at in 0..50 {
+        let user = if at % 2 == 0 { pair.user.clone() } else { pair.away.clone() };
+        let stream_id = stream_id.clone();
+        readers.spawn(async move {
+            let mut reading = user.follow(&stream_id, None).await;
+            (reading.done().await, reading.text())
+        });
+    }
+    gate.open();
+    let answers = readers.join_all().await;
+    assert!(answers.iter().all(|answer| *answer == (answers[0].0.clone(), text())), "{answers:?}");
+    drop(writing);
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn one_stream_id_at_two_relays_is_one_generation() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let pair = Pair::start(&provider).await;
+    for body in [
+        json!({"conversation_id": pair.story, "input": "Go.", "stream_id": "saved"}),
+        json!({"input": "Go.", "stream_id": "unsaved"}),
+    ] {
+        let mut here = pair.user.stream(body.clone()).await;
+        let mut there = pair.away.stream(body.clone()).await;
+        gate.open();
+        assert_eq!(here.done().await, there.done().await);
+        assert_eq!((here.text(), there.text()), (text(), text()));
+        let mut other = body.clone();
+        other["system"] = json!("Be brief.");
+        pair.away.post("/v1/stream", &other).await.refused(409, "stream_id_reused");
+        provider.once(gated(&gate));
+    }
+    assert_eq!(provider.requests().len(), 2);
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_refused_is_refused_everywhere_and_its_name_is_free_at_once() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&["fine"]));
+    let pair = Pair::start(&provider).await;
+    let bad =
+        json!({"conversation_id": pair.story, "input": "Go.", "bot_id": 1, "stream_id": "name"});
+    pair.user.post("/v1/stream", &bad).await.refused(403, "bot_not_found");
+    let good = json!({"conversation_id": pair.story, "input": "Go.", "stream_id": "name"});
+    pair.user.stream(good.clone()).await.done().await;
+    pair.away.stream(good).await.done().await;
+    assert_eq!(provider.requests().len(), 1);
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn a_stop_at_another_relay_closes_the_provider() {
+    let provider = Provider::start().await;
+    provider.once(Script::new().token(WORDS[0]).stall());
+    let pair = Pair::start(&provider).await;
+    let mut here = pair.user.say(pair.story, "Go.").await;
+    here.until("token").await;
+    let stream_id = here.stream_id();
+    let path = format!("/v1/streams/{stream_id}");
+    pair.second.user().await.delete(&path).await.refused(404, "stream_not_found");
+    assert_eq!(pair.away.delete(&path).await.status, 204);
+    provider.closed(0).await;
+    assert_eq!(here.done().await["status"], "stopped");
+    assert_eq!(pair.away.delete(&path).await.status, 204, "it has ended");
+    assert_eq!(pair.away.saved(&stream_id, "stopped").await["content"], WORDS[0]);
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn a_reader_at_another_relay_is_somebody_who_is_there() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_DETACHED_GRACE", "2s")).await;
+    let here = pair.user.say(pair.story, "Go.").await;
+    let mut there = pair.away.follow(&here.stream_id(), None).await;
+    drop(here);
+    // For longer than the grace, and than it takes for a reader elsewhere to be forgotten.
+    sleep(Duration::from_secs(9)).await;
+    gate.open();
+    assert_eq!(there.done().await["status"], "complete");
+
+    provider.once(Script::new().token(WORDS[0]).stall());
+    let here = pair.user.say(pair.story, "Go on.").await;
+    let mut there = pair.away.follow(&here.stream_id(), None).await;
+    there.until("token").await;
+    let stream_id = here.stream_id();
+    drop((here, there));
+    pair.user.saved(&stream_id, "stopped").await;
+    provider.closed(1).await;
+    pair.finish().await;
+}
+
+/// The one variant that is saved of a stream, and that there is no other.
+async fn saved_once(user: &User, story: i64, stream_id: &str, status: &str) -> Value {
+    let saved = user.saved(stream_id, status).await;
+    let tree = user.tree(story).await;
+    assert_eq!(tree.to_string().matches(&format!("\"stream_id\":\"{stream_id}\"")).count(), 1);
+    saved
+}
+
+#[tokio::test]
+async fn what_a_killed_relay_was_writing_is_ended_by_another_within_fifteen_seconds() {
+    let provider = Provider::start().await;
+    provider.once(Script::new().token(WORDS[0]).token(WORDS[1]).stall());
+    let mut pair = Pair::start(&provider).await;
+    let here = pair.user.say(pair.story, "Go.").await;
+    let stream_id = here.stream_id();
+    let mut there = pair.away.follow(&stream_id, None).await;
+    read_to(&mut there, &WORDS[..2].concat()).await;
+    pair.first.kill().await;
+    let since = Instant::now();
+    let error = there.error().await;
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+    assert_eq!((&error["code"], &error["saved"]), (&json!("interrupted"), &json!(true)));
+    let saved = saved_once(&pair.away, pair.story, &stream_id, "interrupted").await;
+    assert_eq!(
+        (saved["content"].as_str().unwrap(), there.text()),
+        (&*WORDS[..2].concat(), WORDS[..2].concat())
+    );
+
+    // The one that was killed comes back, and has nothing to add.
+    pair.first.start_again().await;
+    pair.first.is_in_touch().await;
+    let mut again = pair.user.follow(&stream_id, None).await;
+    assert_eq!(again.error().await["code"], "interrupted");
+    assert_eq!(again.text(), WORDS[..2].concat());
+    let since = Instant::now();
+    while !pair.first.run(&["outbox", "list"]).is_empty() {
+        assert!(since.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(50)).await;
+    }
+    saved_once(&pair.away, pair.story, &stream_id, "interrupted").await;
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn a_relay_that_is_started_again_at_once_ends_its_own_and_tells_readers_elsewhere() {
+    let provider = Provider::start().await;
+    provider.once(Script::new().token(WORDS[0]).token(WORDS[1]).stall());
+    let mut pair = Pair::start(&provider).await;
+    let here = pair.user.say(pair.story, "Go.").await;
+    let stream_id = here.stream_id();
+    let mut there = pair.away.follow(&stream_id, None).await;
+    read_to(&mut there, &WORDS[..2].concat()).await;
+    pair.first.kill().await;
+    pair.first.start_again().await;
+    assert_eq!(there.error().await["code"], "interrupted");
+    let saved = saved_once(&pair.user, pair.story, &stream_id, "interrupted").await;
+    assert_eq!(saved["content"], there.text());
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_was_paused_for_longer_than_its_lease_changes_nothing() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let pair = Pair::start(&provider).await;
+    let mut here = pair.user.say(pair.story, "Go.").await;
+    let stream_id = here.stream_id();
+    gate.step();
+    let mut there = pair.away.follow(&stream_id, None).await;
+    read_to(&mut there, WORDS[0]).await;
+    pair.first.signal("STOP");
+    // The provider goes on to the end meanwhile.
+    gate.open();
+    assert_eq!(there.error().await["code"], "interrupted");
+    pair.first.signal("CONT");
+    while let Some(event) = here.next_if_whole().await {
+        assert_ne!(event.name, "done", "a receipt for what is not saved");
+    }
+    let saved = saved_once(&pair.user, pair.story, &stream_id, "interrupted").await;
+    assert_eq!(saved["content"], WORDS[0]);
+    for user in [&pair.user, &pair.away] {
+        let after = here.seen.last().and_then(|event| event.id);
+        let mut again = user.follow(&stream_id, after).await;
+        assert_eq!(again.error().await["code"], "interrupted");
+        again.seen = [here.seen.clone(), again.seen].concat();
+        assert_eq!(again.text(), WORDS[0], "{:?}", again.seen);
+    }
+    provider.once(Script::telling(&WORDS));
+    assert_eq!(pair.user.told(pair.story, "Go on.").await["saved"], true);
+    pair.finish().await;
+}
+
+async fn with_redis(provider: &Provider, redis: &Redis) -> (TestRelay, User, i64) {
+    let relay = TestRelay::with(provider).env("RELAY_REDIS_URL", redis.url()).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    (relay, user, story)
+}
+
+#[tokio::test]
+async fn a_relay_starts_and_writes_without_its_redis_and_says_so() {
+    let (provider, redis) = (Provider::start().await, Redis::start().await);
+    provider.always(Script::telling(&WORDS));
+    redis.cutter.shut();
+    let (relay, user, story) = with_redis(&provider, &redis).await;
+    relay.says("\"status\":\"degraded\"").await;
+    assert_eq!(user.told(story, "Go.").await["saved"], true);
+    assert!(relay.log().contains("redis cannot be used yet"));
+    redis.cutter.open();
+    relay.says("\"status\":\"ready\"").await;
+    assert_eq!(user.told(story, "Go on.").await["saved"], true);
+    relay.finish().await;
+}
+
+/// What becomes of a stream when something happens to Redis in its middle, at the relay that writes it and at another.
+async fn in_mid_stream(happens: impl AsyncFnOnce(&Redis)) {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let pair = Pair::start(&provider).await;
+    let mut here = pair.user.say(pair.story, "Go.").await;
+    let stream_id = here.stream_id();
+    gate.step();
+    let mut there = pair.away.follow(&stream_id, None).await;
+    read_to(&mut there, WORDS[0]).await;
+    pair.redis.keep();
+    for word in 1..3 {
+        gate.step();
+        read_to(&mut here, &WORDS[..=word].concat()).await;
+        read_to(&mut there, &WORDS[..=word].concat()).await;
+    }
+    happens(&pair.redis).await;
+    // Who reads at the relay that writes notices nothing.
+    gate.step();
+    read_to(&mut here, &WORDS[..4].concat()).await;
+    pair.redis.cutter.open();
+    gate.open();
+    assert_eq!(here.done().await["saved"], true);
+    assert_eq!(here.text(), text());
+    // Who reads elsewhere is late at worst, or has to come back.
+    let since = Instant::now();
+    while !there.seen.last().is_some_and(|event| event.is_end()) {
+        assert!(since.elapsed() < PATIENCE, "{:?}", there.seen);
+        if there.next_if_whole().await.is_none() {
+            let after = there.seen.last().and_then(|event| event.id);
+            let path = format!("/v1/streams/{stream_id}?after={}", after.unwrap_or(0));
+            let response = pair.away.request(http::Method::GET, &path).send().await.unwrap();
+            if response.status() == 200 {
+                let mut more = Reading::new(response);
+                std::mem::swap(&mut there, &mut more);
+                there.seen = more.seen;
+            } else {
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    assert_eq!((there.seen.last().unwrap().name.as_str(), there.text()), ("done", text()));
+    assert_eq!(saved_once(&pair.away, pair.story, &stream_id, "complete").await["content"], text());
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn redis_away_in_mid_stream() {
+    in_mid_stream(async |redis| redis.cutter.shut()).await;
+}
+
+#[tokio::test]
+async fn redis_flapping_in_mid_stream() {
+    in_mid_stream(async |redis| {
+        for _ in 0..10 {
+            redis.cutter.shut();
+            sleep(Duration::from_millis(150)).await;
+            redis.cutter.open();
+            sleep(Duration::from_millis(250)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn redis_flushed_in_mid_stream() {
+    in_mid_stream(async |redis| redis.call::<()>(&["FLUSHALL"])).await;
+}
+
+#[tokio::test]
+async fn redis_restarted_with_the_last_of_it_lost_in_mid_stream() {
+    in_mid_stream(async |redis| redis.crash()).await;
+}
+
+#[tokio::test]
+async fn redis_full_in_mid_stream() {
+    in_mid_stream(async |redis| {
+        redis.call::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+        sleep(Duration::from_secs(1)).await;
+        redis.call::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    })
+    .await;
+}
