@@ -70,6 +70,7 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
         store_health: tokio::sync::Mutex::default(),
         journal,
         providers,
+        master_keys: config.master_keys,
         times: config.times,
         tasks,
     });

@@ -72,6 +72,7 @@ async fn check_parts<W: Write>(config: &Config, token: Option<&str>, findings: &
     if let Some(verifier) = verifier {
         check_token(config, &verifier, store.as_deref(), token, findings).await;
     }
+    check_master_keys(config, findings);
     check_providers(config, findings).await;
 }
 
@@ -193,6 +194,26 @@ async fn check_token<W: Write>(
 fn accepted(caller: &Principal, now: Timestamp) -> String {
     let seconds = caller.expires_at().duration_since(now).as_secs();
     format!("accepted, of user {}, for another {seconds} s", caller.user())
+}
+
+fn check_master_keys<W: Write>(config: &Config, findings: &mut Findings<W>) {
+    let Some(keys) = &config.master_keys else {
+        findings.note(
+            "sealing",
+            "users cannot keep keys of their own: set RELAY_MASTER_KEYS, like k1:$(openssl rand -base64 32)",
+        );
+        return;
+    };
+    let mut ids = keys.ids();
+    let newest = ids.next().unwrap_or_default();
+    let older: Vec<_> = ids.collect();
+    findings.ok("sealing", match older.as_slice() {
+        [] => format!("users' keys are sealed under the master key `{newest}`"),
+        older => format!(
+            "users' keys are sealed under the master key `{newest}`, and opened under {} as well",
+            older.join(", ")
+        ),
+    });
 }
 
 async fn check_providers<W: Write>(config: &Config, findings: &mut Findings<W>) {

@@ -171,6 +171,9 @@ async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
     let dev_secret = (config.mode == Mode::Dev && has_own_secret)
         .then(|| dev::ensure_secret(&mut config))
         .transpose()?;
+    if config.mode == Mode::Dev {
+        dev::ensure_master_keys(&mut config)?;
+    }
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         format!("cannot listen on {}: {error}. Set RELAY_LISTEN to another address.", config.listen)
     })?;

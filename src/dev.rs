@@ -1,4 +1,4 @@
-//! What `dev` brings along so that nothing has to be set: a secret of its own, a user, and what to paste next.
+//! What `dev` brings along so that nothing has to be set: secrets of its own, a user, and what to paste next.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::auth::{Issuers, SharedSecret, sign};
 use crate::config::{Config, Data};
 use crate::error::{Code, Error};
+use crate::seal::{self, MasterKeys};
 
 /// The user that `token` speaks for unless told otherwise: always the same, so that stories are found again.
 pub const USER: Uuid = Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0001);
@@ -21,8 +22,12 @@ pub const USER: Uuid = Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0001
 /// Who signs in place of Supabase Auth where no issuer is configured.
 const ISSUER: &str = "http://127.0.0.1/auth/v1";
 
-/// The file of the secret in the data folder.
+/// The files of the secrets in the data folder.
 const SECRET_FILE: &str = "jwt-secret";
+const MASTER_KEYS_FILE: &str = "master-keys";
+
+/// The id of the master key that is made there.
+const MASTER_KEY_ID: &str = "dev";
 
 /// How long the token that is printed at the start is valid.
 const PRINTED_TOKEN_TIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -35,15 +40,36 @@ const PRINTED_TOKEN_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 pub fn ensure_secret(config: &mut Config) -> Result<SharedSecret, Error> {
     let secret = match (&config.auth.shared_secret, &config.data) {
         (Some(secret), _) => secret.clone(),
-        (None, Data::Folder(folder)) => kept_secret(folder)?,
-        (None, Data::Memory) => new_secret()?.1,
+        (None, Data::Folder(folder)) => {
+            kept(&folder.join(SECRET_FILE), &new_secret()?, SharedSecret::new)?
+        }
+        (None, Data::Memory) => SharedSecret::new(&new_secret()?)
+            .ok_or_else(|| Error::internal("a new secret is too short"))?,
     };
     config.auth.shared_secret = Some(secret.clone());
     Ok(secret)
 }
 
-fn kept_secret(folder: &Path) -> Result<SharedSecret, Error> {
-    let path = folder.join(SECRET_FILE);
+/// Sets what users' own keys are sealed with, if it is not set: the master keys in the data folder, of which one is made
+/// at the first start, readable by its owner alone. Without it what was sealed cannot be opened any more.
+///
+/// # Errors
+/// If they can neither be read nor made.
+pub fn ensure_master_keys(config: &mut Config) -> Result<(), Error> {
+    if config.master_keys.is_some() {
+        return Ok(());
+    }
+    let read = |pairs: &str| MasterKeys::parse(pairs).ok();
+    let new = seal::new_pair(MASTER_KEY_ID)?;
+    config.master_keys = match &config.data {
+        Data::Folder(folder) => Some(kept(&folder.join(MASTER_KEYS_FILE), &new, read)?),
+        Data::Memory => read(&new),
+    };
+    Ok(())
+}
+
+/// What the file holds, as `read` makes something of it; where there is no file, one with `new` in it is made.
+fn kept<T>(path: &Path, new: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
     let cannot = |what: &str, error: std::io::Error| {
         Error::new(
             Code::Internal,
@@ -53,40 +79,32 @@ fn kept_secret(folder: &Path) -> Result<SharedSecret, Error> {
             ),
         )
     };
-    fs::create_dir_all(folder).map_err(|error| cannot("make the folder of", error))?;
-    let (text, secret) = new_secret()?;
-    // Made only if it is not there: two starts at once must agree.
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-        Ok(mut file) => {
-            file.write_all(text.as_bytes())
-                .and_then(|()| file.sync_all())
-                .map_err(|error| cannot("write", error))?;
-            Ok(secret)
-        }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let text = fs::read_to_string(&path).map_err(|error| cannot("read", error))?;
-            SharedSecret::new(text.trim()).ok_or_else(|| {
-                Error::new(
-                    Code::Internal,
-                    format!(
-                        "{} holds no secret. Remove it, and a new one is made.",
-                        path.display()
-                    ),
-                )
-            })
-        }
-        Err(error) => Err(cannot("make", error)),
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|error| cannot("make the folder of", error))?;
     }
+    // Made only if it is not there: two starts at once must agree.
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(mut file) => file
+            .write_all(new.as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(|error| cannot("write", error))?,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(cannot("make", error)),
+    }
+    let text = fs::read_to_string(path).map_err(|error| cannot("read", error))?;
+    read(text.trim()).ok_or_else(|| {
+        Error::new(
+            Code::Internal,
+            format!("{} holds no secret. Remove it, and a new one is made.", path.display()),
+        )
+    })
 }
 
-/// A secret that nobody knows, as text and as secret.
-fn new_secret() -> Result<(String, SharedSecret), Error> {
+/// A secret that nobody knows.
+fn new_secret() -> Result<String, Error> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(Error::internal)?;
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let secret =
-        SharedSecret::new(&text).ok_or_else(|| Error::internal("a new secret is too short"))?;
-    Ok((text, secret))
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// An access token like those of Supabase Auth.

@@ -74,6 +74,8 @@ row_id! {
     VariantId
     /// A persona with its model settings.
     BotId
+    /// A user's own key for a provider.
+    ProviderKeyId
 }
 
 /// A random byte, for jitter and for stories; not for secrets.

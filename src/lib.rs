@@ -4,13 +4,15 @@
 //! once, whatever fails. `ARCHITECTURE.md` has the map and the life of one request; the modules below are in reading
 //! order, and each may use those above it and none below, but for [`app`], which knows all.
 //!
-//! - Vocabulary, pure: [`id`], [`error`], [`event`], [`bot`], [`story`], [`text`], [`clock`], [`prompt`].
+//! - Vocabulary, pure: [`id`], [`error`], [`event`], [`bot`], [`story`], [`text`], [`clock`], [`prompt`],
+//!   [`provider_key`], [`seal`].
 //! - What ports are kept in: `sqlite`, `redis_client`.
 //! - Ports, each a folder with its contract in `mod.rs` and one adapter a file: [`auth`], [`limits`], [`provider`],
 //!   [`journal`], [`outbox`], [`store`].
 //! - What holds them: [`relay`], and [`lifecycle`], which every task runs under.
 //! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`ending`] says how it ended, once [`saving`] has
-//!   brought it home; [`recovery`] ends what a relay left that is gone, [`replay`] puts one together that is over.
+//!   brought it home; [`recovery`] ends what a relay left that is gone, [`replay`] puts one together that is over,
+//!   [`own_key`] keeps users' keys for providers.
 //! - Faces: [`http`].
 //! - Composition: [`config`], [`app`], [`telemetry`], [`dev`], [`check`], [`migrate`], [`cli`].
 
@@ -20,6 +22,8 @@ pub mod error;
 pub mod event;
 pub mod id;
 pub mod prompt;
+pub mod provider_key;
+pub mod seal;
 pub mod story;
 pub mod text;
 
@@ -38,6 +42,7 @@ pub mod relay;
 
 pub mod ending;
 pub mod generation;
+pub mod own_key;
 pub mod recovery;
 pub mod replay;
 pub mod saving;

@@ -13,6 +13,7 @@ use crate::lifecycle::Tasks;
 use crate::limits::Limits;
 use crate::outbox::Outbox;
 use crate::provider::Providers;
+use crate::seal::MasterKeys;
 use crate::store::Store;
 
 /// Everything that a request needs.
@@ -35,6 +36,8 @@ pub struct Relay {
     pub outbox_filled: Notify,
     /// Who answers.
     pub providers: Providers,
+    /// What users' own keys are sealed with; without them none are kept.
+    pub master_keys: Option<MasterKeys>,
     /// How long things may take.
     pub times: Times,
     /// What shutdown waits for.

@@ -4,6 +4,7 @@
 //! caller waits only for the generation to open, and gets its log to follow. Asking again with the same stream id waits
 //! for the same task.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use sha2::{Digest, Sha256};
 use tracing::Instrument;
 
 use crate::auth::Principal;
-use crate::bot::BotSettings;
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::event::{BotRef, Start};
@@ -21,6 +21,7 @@ use crate::generation::{self, Generation};
 use crate::id::{BotId, StreamId};
 use crate::journal::{Claim, Ended, Log, Opening, Writer};
 use crate::limits::Permit;
+use crate::own_key;
 use crate::prompt::{self, Additions};
 use crate::provider::{Call, Request};
 use crate::relay::Relay;
@@ -111,7 +112,7 @@ enum Opened {
 }
 
 async fn open(
-    relay: &Relay,
+    relay: &Arc<Relay>,
     caller: &Principal,
     turn: Turn,
     writer: &Writer,
@@ -120,8 +121,8 @@ async fn open(
     let begin = turn.begin(writer, relay.times.expiry(clock::now()))?;
     // First of all, so that whatever happens from here on somebody can end what was begun.
     saving::record(relay, writer, &begin).await?;
-    let New { bot, rows, path } = match relay.store.begin(caller, &begin).await {
-        Ok(Begun::New(new)) => *new,
+    let mut new = match relay.store.begin(caller, &begin).await {
+        Ok(Begun::New(new)) => new,
         Ok(Begun::Existing(saved)) => {
             return Ok(Opened::Over(Box::new(saving::ended(relay, caller, *saved).await?)));
         }
@@ -131,15 +132,16 @@ async fn open(
         }
     };
     let is_announced = matches!(turn.ask.place, Place::Announced { .. });
-    let call = match prepare(relay, &bot.settings, turn.ask, path).await {
+    let call = match prepare(relay, caller, turn.ask, &mut new).await {
         Ok(call) => call,
         Err(error) => {
-            if rows.is_some() {
+            if new.rows.is_some() {
                 saving::take_back(relay, writer, &begin).await;
             }
             return Err(error);
         }
     };
+    let New { bot, rows, .. } = *new;
     let start = Start {
         stream_id: turn.stream_id,
         conversation_id: rows.as_ref().map(|rows| rows.conversation_id),
@@ -160,14 +162,17 @@ async fn open(
     })))
 }
 
-/// All that can keep the turn from being run once its bot and its context are known.
+/// All that can keep the turn from being run once its bot and its context are known. Takes the keys and the path from
+/// `new`.
 async fn prepare(
-    relay: &Relay,
-    bot: &BotSettings,
+    relay: &Arc<Relay>,
+    caller: &Principal,
     ask: Ask,
-    path: Vec<Beat>,
+    new: &mut New,
 ) -> Result<Call, Error> {
-    let target = relay.providers.target(bot)?;
+    let (path, keys) = (mem::take(&mut new.path), mem::take(&mut new.keys));
+    let bot = &new.bot.settings;
+    let target = relay.providers.target(bot, own_key::open(relay, caller, bot, keys)?)?;
     let max_tokens = ask.max_tokens.or(bot.max_tokens);
     let (model, reasoning, temperature) =
         (bot.model.clone(), bot.reasoning, ask.temperature.or(bot.temperature));

@@ -10,11 +10,11 @@ const LINES_MAX: usize = 500;
 
 /// The layers, lowest first. A module may use those of its own layer and of lower ones.
 const LAYERS: &[&[&str]] = &[
-    &["bot", "clock", "error", "event", "id", "prompt", "story", "text"],
+    &["bot", "clock", "error", "event", "id", "prompt", "provider_key", "seal", "story", "text"],
     &["redis_client", "sqlite"],
     &["auth", "journal", "limits", "outbox", "provider", "store"],
     &["lifecycle", "relay"],
-    &["ending", "generation", "recovery", "replay", "saving", "turn"],
+    &["ending", "generation", "own_key", "recovery", "replay", "saving", "turn"],
     &["http"],
     &["app", "check", "cli", "config", "dev", "migrate", "telemetry"],
 ];
@@ -26,6 +26,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("hyper_util", &["src/http/"]),
     ("tower_http", &["src/http/"]),
     ("reqwest", &["src/auth/key_set.rs", "src/provider/", "src/store/functions/postgrest.rs"]),
+    ("chacha20poly1305", &["src/seal/"]),
     ("tiktoken_rs", &["src/prompt.rs"]),
     ("jsonwebtoken", &["src/auth/"]),
     ("rusqlite", &["src/journal/file/", "src/sqlite/", "src/store/sqlite/"]),

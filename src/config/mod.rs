@@ -18,6 +18,7 @@ use crate::http::Origins;
 use crate::limits::Rate;
 use crate::provider::{Added, UpstreamAllow, key_variable, known_names};
 use crate::relay::Times;
+use crate::seal::MasterKeys;
 use crate::store::functions::postgres_url::PostgresUrl;
 use parse::Reader;
 
@@ -50,6 +51,9 @@ pub struct Config {
     pub providers: Vec<Added>,
     /// The operator's keys, by provider. `<PROVIDER>_API_KEY`.
     pub provider_keys: Vec<(String, SecretString)>,
+    /// What users' own keys are sealed with, if it is set; `dev` makes one in its data folder otherwise.
+    /// `RELAY_MASTER_KEYS`.
+    pub master_keys: Option<MasterKeys>,
     /// What `custom` addresses may reach. `RELAY_UPSTREAM_ALLOW`.
     pub upstream_allow: UpstreamAllow,
     /// Requests of one user. `RELAY_RATE_LIMIT`.
@@ -142,6 +146,7 @@ impl Config {
             origins: reader.origins(mode),
             provider_keys: provider_keys(&providers, &lookup),
             providers,
+            master_keys: reader.master_keys(),
             upstream_allow: reader.upstream_allow(),
             rate_limit: reader
                 .rate("RELAY_RATE_LIMIT", Rate { requests: 60, window: Duration::from_secs(60) }),

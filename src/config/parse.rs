@@ -14,6 +14,7 @@ use super::{Data, Database, Mode};
 use crate::http::{Origins, is_loopback};
 use crate::limits::Rate;
 use crate::provider::{Added, UpstreamAllow};
+use crate::seal::MasterKeys;
 
 /// The file of the SQLite store in the data folder.
 const DATABASE_FILE: &str = "relay.db";
@@ -188,6 +189,18 @@ impl<'a> Reader<'a> {
             }
         }
         providers
+    }
+
+    pub(super) fn master_keys(&mut self) -> Option<MasterKeys> {
+        match MasterKeys::parse(&self.get("RELAY_MASTER_KEYS")?) {
+            Ok(keys) => Some(keys),
+            Err(faults) => {
+                self.faults.extend(faults.iter().map(|fault| format!(
+                    "RELAY_MASTER_KEYS is wrong: {fault}. It must be id:base64 pairs of 32 random bytes each, newest first, comma-separated, like k1:$(openssl rand -base64 32)."
+                )));
+                None
+            }
+        }
     }
 
     pub(super) fn upstream_allow(&mut self) -> UpstreamAllow {

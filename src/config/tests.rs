@@ -121,6 +121,7 @@ fn every_fault_is_listed_at_once() {
             "RELAY_PROVIDERS",
             "x,Bad=https://x.y,demo=https://x.y,a=https://x.y,a=https://x.z,f=file:///x",
         ),
+        ("RELAY_MASTER_KEYS", "k1,k2:AQEB"),
         ("RELAY_UPSTREAM_ALLOW", "10.0.0.0/8,300.0.0.0/8,a b"),
         ("RELAY_RATE_LIMIT", "0/min"),
         ("RELAY_MAX_STREAMS_PER_USER", "-1"),
@@ -133,16 +134,27 @@ fn every_fault_is_listed_at_once() {
     for (name, _) in wrong {
         assert!(faults.iter().any(|fault| fault.contains(name)), "{name} in {faults:#?}");
     }
-    assert_eq!(faults.len(), wrong.len() + 2 + 4 + 1, "{faults:#?}");
+    assert_eq!(faults.len(), wrong.len() + 2 + 4 + 1 + 1, "{faults:#?}");
 }
 
 #[test]
 fn secrets_are_not_in_faults_or_debug_output() {
-    let config =
-        read(Mode::Dev, &[("SUPABASE_JWT_SECRET", SECRET), ("OPENAI_API_KEY", "sk-canary")])
-            .unwrap();
+    let master_key = URL_SAFE_NO_PAD.encode([7; 32]);
+    let pair = format!("k1:{master_key}");
+    let config = read(
+        Mode::Dev,
+        &[
+            ("SUPABASE_JWT_SECRET", SECRET),
+            ("OPENAI_API_KEY", "sk-canary"),
+            ("RELAY_MASTER_KEYS", &pair),
+        ],
+    )
+    .unwrap();
     assert_eq!(config.provider_keys[0].1.expose_secret(), "sk-canary");
-    assert!(!format!("{config:?}").contains("canary") && !format!("{config:?}").contains(SECRET));
+    assert!(config.master_keys.is_some());
+    for secret in ["canary", SECRET, &master_key, "7, 7"] {
+        assert!(!format!("{config:?}").contains(secret));
+    }
     let faults = read(Mode::Dev, &[("SUPABASE_JWT_SECRET", "short-canary")]).unwrap_err();
     assert!(!faults.join("").contains("canary"));
 }

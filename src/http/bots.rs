@@ -136,18 +136,21 @@ fn check_base_url(settings: &BotSettings) -> Result<(), Error> {
     let base_url = settings.base_url.as_deref().filter(|url| !url.is_empty());
     match (settings.provider.as_str(), base_url) {
         ("custom", None) => Err(invalid("Provider `custom` needs `base_url`.")),
-        ("custom", Some(url)) => {
-            let is_web = |url: &Url| {
-                matches!(url.scheme(), "https" | "http")
-                    && url.username().is_empty()
-                    && url.password().is_none()
-            };
-            let url = Url::parse(url).ok().filter(is_web).filter(|_| url.len() <= BASE_URL_LEN_MAX);
-            url.map(|_| ()).ok_or_else(|| invalid("`base_url` must be an https address without user name, up to and without `/chat/completions`."))
-        }
+        ("custom", Some(url)) => parse_base_url(url).map(drop),
         (_, Some(_)) => Err(invalid(
             "`base_url` is only for provider `custom`; the other providers have their own.",
         )),
         (_, None) => Ok(()),
     }
+}
+
+/// The address, if it has the form of one.
+pub(super) fn parse_base_url(base_url: &str) -> Result<Url, Error> {
+    let is_web = |url: &Url| {
+        matches!(url.scheme(), "https" | "http")
+            && url.username().is_empty()
+            && url.password().is_none()
+    };
+    let url = Some(base_url).filter(|url| url.len() <= BASE_URL_LEN_MAX);
+    url.and_then(|url| Url::parse(url).ok()).filter(is_web).ok_or_else(|| invalid("`base_url` must be an https address without user name, up to and without `/chat/completions`."))
 }

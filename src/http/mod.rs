@@ -8,6 +8,7 @@ mod bots;
 mod conversations;
 mod cors;
 mod extract;
+mod keys;
 pub mod listener;
 mod operations;
 mod reject;
@@ -51,6 +52,8 @@ pub fn router(relay: Arc<Relay>, origins: Origins) -> Router {
         .route("/v1/messages/{id}/variants", post(conversations::write_variant))
         .route("/v1/bots", get(bots::list).post(bots::create))
         .route("/v1/bots/{id}", get(bots::read).patch(bots::patch).delete(bots::delete))
+        .route("/v1/keys", get(keys::list).post(keys::put))
+        .route("/v1/keys/{id}", axum::routing::delete(keys::delete))
         .route("/auth/test", get(operations::auth_test))
         .route_layer(from_fn_with_state(Arc::clone(&relay), authenticate::authenticate));
 

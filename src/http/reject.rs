@@ -49,9 +49,10 @@ fn status(code: Code) -> StatusCode {
         | Code::MessageNotFound
         | Code::VariantNotFound
         | Code::StreamNotFound
+        | Code::KeyNotFound
         | Code::RouteNotFound => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-        Code::StreamIdReused | Code::GenerationRunning => StatusCode::CONFLICT,
+        Code::StreamIdReused | Code::GenerationRunning | Code::TooManyKeys => StatusCode::CONFLICT,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::RateLimited | Code::TooManyStreams => StatusCode::TOO_MANY_REQUESTS,
         Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,

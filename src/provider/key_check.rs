@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use secrecy::ExposeSecret;
 
 use super::openai::{Endpoint, describe};
 
@@ -31,8 +30,8 @@ impl Endpoint {
         let base = url.path().trim_end_matches("/chat/completions").to_owned();
         url.set_path(&format!("{base}{path}"));
         let mut request = client.get(url).timeout(CHECK_TIMEOUT);
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key.expose_secret());
+        if let Some(key) = self.key.text() {
+            request = request.bearer_auth(key);
         }
         match request.send().await.map(|response| response.status()) {
             Ok(status) if status.is_success() => KeyCheck::Accepted,

@@ -23,8 +23,8 @@ use crate::text;
 
 pub use key_check::KeyCheck;
 use openai::Endpoint;
-pub(crate) use registry::known_names;
 pub use registry::{Added, Providers, UpstreamAllow, key_variable};
+pub(crate) use registry::{CUSTOM, known_names};
 
 /// What a provider is asked.
 #[derive(Debug, Clone)]

@@ -34,18 +34,46 @@ const RATE_LIMIT_WAIT: Duration = Duration::from_secs(30);
 /// How much of a provider's own words a client is shown, in bytes.
 const PROVIDER_WORDS_LEN_MAX: usize = 300;
 
+/// How much of them is looked through for keys, in bytes. The rest is not shown.
+const SCRUBBED_LEN_MAX: usize = 4 << 10;
+
+/// What is taken for a key, in lower case: how keys begin, and so many characters of the one that was sent.
+const KEY_PREFIXES: [&str; 4] = ["sk-", "gsk_", "xai-", "aiza"];
+const KEY_PIECE_LEN: usize = 8;
+
 /// The longest finish reason that is passed on, in bytes; OpenAI's longest word has 14.
 const FINISH_REASON_LEN_MAX: usize = 64;
 
 /// A server that speaks the dialect, with the key it is asked with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Endpoint {
     pub(super) name: String,
     pub(super) chat_completions: Url,
-    pub(super) key: Option<SecretString>,
+    pub(super) key: Key,
     pub(super) habits: Habits,
     /// Whether the operator named its address.
     pub(super) is_added: bool,
+}
+
+/// The key that a server is asked with, by whose it is.
+#[derive(Debug, Clone)]
+pub(super) enum Key {
+    None,
+    Operators(SecretString),
+    Users(SecretString),
+}
+
+impl Key {
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    pub(super) fn text(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Operators(key) | Self::Users(key) => Some(key.expose_secret()),
+        }
+    }
 }
 
 /// Why one try failed, and whether another makes sense.
@@ -97,8 +125,8 @@ impl Endpoint {
             .header(header::ACCEPT, "text/event-stream")
             .header(header::CONTENT_TYPE, "application/json")
             .body(self.body(request).to_string());
-        if let Some(key) = &self.key {
-            call = call.bearer_auth(key.expose_secret());
+        if let Some(key) = self.key.text() {
+            call = call.bearer_auth(key);
         }
         let response = call.send().await.map_err(|error| Refusal {
             error: self.unreachable().with_detail(describe(error)),
@@ -170,10 +198,8 @@ impl Endpoint {
                 Code::ProviderInvalid,
                 "redirects to another address, which the relay does not follow. Its base URL must be the final one.".to_owned(),
             ),
-            (401 | 403, _) => {
-                (Code::ProviderKeyRefused, "refused the relay's key. Whoever runs the relay must check it.".to_owned())
-            }
-            (402, _) => (Code::ProviderRejected, "gives no more credit to the relay's account.".to_owned()),
+            (401 | 403, _) => self.key_refused(),
+            (402, _) => (Code::ProviderRejected, format!("gives no more credit to {} account.", self.whose())),
             (404, _) => (
                 Code::ProviderRejected,
                 format!("does not know the model `{model}`, or its base URL is wrong. Choose another model in the bot."),
@@ -198,19 +224,41 @@ impl Endpoint {
         }
     }
 
-    /// A provider's own words, without any key in them: some echo the one they were sent.
-    fn scrub(&self, words: &str) -> String {
-        let mut words = text::clean(words).into_owned();
-        if let Some(key) =
-            self.key.as_ref().map(ExposeSecret::expose_secret).filter(|key| !key.is_empty())
-        {
-            words = words.replace(key, "[key]");
+    fn key_refused(&self) -> (Code, String) {
+        match self.key {
+            Key::None => (
+                Code::NoProviderKey,
+                "wants a key, and there is none for it. Enter yours with `POST /v1/keys`."
+                    .to_owned(),
+            ),
+            Key::Operators(_) => (
+                Code::ProviderKeyRefused,
+                "refused the relay's key. Whoever runs the relay must check it.".to_owned(),
+            ),
+            Key::Users(_) => (
+                Code::ProviderKeyRefused,
+                "refused your key. Enter another one with `POST /v1/keys`.".to_owned(),
+            ),
         }
-        let looks_like_a_key =
-            |word: &str| ["sk-", "gsk_", "xai-", "AIza"].iter().any(|prefix| word.contains(prefix));
+    }
+
+    fn whose(&self) -> &'static str {
+        if matches!(self.key, Key::Users(_)) { "your" } else { "the relay's" }
+    }
+
+    /// A provider's own words, without any key in them: some echo the one they were sent, or parts of it.
+    fn scrub(&self, words: &str) -> String {
+        let words = text::clean(text::prefix(words, SCRUBBED_LEN_MAX));
+        let key = self.key.text().unwrap_or_default().to_ascii_lowercase();
+        let pieces: Vec<_> = key.as_bytes().windows(KEY_PIECE_LEN.min(key.len()).max(1)).collect();
+        let has_key = |word: &str| {
+            let word = word.to_ascii_lowercase();
+            KEY_PREFIXES.iter().any(|prefix| word.contains(prefix))
+                || pieces.iter().any(|piece| memchr::memmem::find(word.as_bytes(), piece).is_some())
+        };
         let words: Vec<_> = words
             .split_whitespace()
-            .map(|word| if looks_like_a_key(word) { "[key]" } else { word })
+            .map(|word| if has_key(word) { "[key]" } else { word })
             .collect();
         text::prefix(&words.join(" "), PROVIDER_WORDS_LEN_MAX).to_owned()
     }
@@ -305,9 +353,12 @@ impl End {
             self.is_done = true;
             return Ok(());
         }
-        let chunk = chunk::parse(data).map_err(|error| {
-            invalid(endpoint, "sent something that is no chunk of an answer").with_detail(error)
-        })?;
+        let chunk =
+            chunk::parse(data).map_err(|error| {
+                // Without serde's own words, which quote what was sent.
+                invalid(endpoint, "sent something that is no chunk of an answer")
+                    .with_detail(format!("{:?} error at byte {}", error.classify(), error.column()))
+            })?;
         batch.push(Kind::Reasoning, &chunk.reasoning);
         batch.push(Kind::Token, &chunk.content);
         if let Some(usage) = chunk.usage {
@@ -357,4 +408,39 @@ async fn error_body(mut response: Response) -> Vec<u8> {
 /// A transport error with its causes, without the address: paths and queries can hold secrets.
 pub(super) fn describe(error: reqwest::Error) -> String {
     with_causes(&error.without_url())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::habits::ORDINARY;
+
+    #[test]
+    fn a_providers_words_are_passed_on_without_keys() {
+        let endpoint = Endpoint {
+            name: "custom".to_owned(),
+            chat_completions: Url::parse("https://llm.example").unwrap(),
+            key: Key::Users(SecretString::from("Canary-0123456789-abcdefghij")),
+            habits: ORDINARY,
+            is_added: false,
+        };
+        for (words, scrubbed) in [
+            ("Slow  down,\nplease.", "Slow down, please."),
+            (
+                "Incorrect API key provided: Canary-0123456789-abcdefghij.",
+                "Incorrect API key provided: [key]",
+            ),
+            ("key=canary-0123456789-ABCDEFGHIJ&x", "[key]"),
+            ("no: Canary-0***********ghij", "no: [key]"),
+            ("no: ****abcdefghij", "no: [key]"),
+            ("no: sk-other and AIzaOther", "no: [key] and [key]"),
+            ("Canary is a bird", "Canary is a bird"),
+        ] {
+            assert_eq!(endpoint.scrub(words), scrubbed);
+        }
+        let long = format!("{}Canary-0123456789-abcdefghij", "x ".repeat(SCRUBBED_LEN_MAX / 2 - 7));
+        assert!(!endpoint.scrub(&long).contains("Canary"));
+        let keyless = Endpoint { key: Key::None, ..endpoint };
+        assert_eq!(keyless.scrub("just words"), "just words");
+    }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use url::{Host, Url};
 
 use super::habits::{Habits, KNOWN, ORDINARY};
-use super::openai::{Endpoint, Refusal};
+use super::openai::{Endpoint, Key, Refusal};
 use super::{Batch, Call, Completion, KeyCheck, Progress, Request, Target, demo, retry};
 use crate::bot::BotSettings;
 use crate::error::{Code, Error};
@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// The provider whose address is a user's word.
-const CUSTOM: &str = "custom";
+pub(crate) const CUSTOM: &str = "custom";
 
 /// A provider that the operator added, or a known one at another address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Providers {
             let endpoint = Endpoint {
                 name: name.to_owned(),
                 chat_completions: chat_completions(&base_url),
-                key: key(name),
+                key: key(name).map_or(Key::None, Key::Operators),
                 habits,
                 is_added,
             };
@@ -108,10 +108,22 @@ impl Providers {
         names
     }
 
+    /// The names of those that a user can give a key for, sorted.
+    #[must_use]
+    pub fn names_with_keys(&self) -> Vec<&str> {
+        self.names().into_iter().filter(|name| *name != demo::NAME).collect()
+    }
+
+    /// Whether the operator has allowed the address by `RELAY_UPSTREAM_ALLOW`.
+    #[must_use]
+    pub fn allows(&self, url: &Url) -> bool {
+        self.allow.covers(url)
+    }
+
     /// Asks every provider that the operator has set up whether it takes the operator's key, one after the other, some
     /// ten seconds each at most. Those are the providers with a key, and the operator's own.
     pub async fn check_keys(&self) -> Vec<(&str, KeyCheck)> {
-        let is_set_up = |endpoint: &Endpoint| endpoint.key.is_some() || endpoint.is_added;
+        let is_set_up = |endpoint: &Endpoint| !endpoint.key.is_none() || endpoint.is_added;
         let mut endpoints: Vec<_> =
             self.endpoints.values().filter(|endpoint| is_set_up(endpoint)).collect();
         endpoints.sort_unstable_by_key(|endpoint| endpoint.name());
@@ -122,14 +134,19 @@ impl Providers {
         checks
     }
 
-    /// Where the bot's requests go.
+    /// Where the bot's requests go, with the user's own key for there if there is one, else with the operator's.
     ///
     /// # Errors
     /// `UnknownProvider`, `NoProviderKey`, `UpstreamNotAllowed`.
-    pub fn target(&self, bot: &BotSettings) -> Result<Target, Error> {
+    pub fn target(
+        &self,
+        bot: &BotSettings,
+        own_key: Option<SecretString>,
+    ) -> Result<Target, Error> {
+        let own_key = own_key.map(Key::Users);
         match bot.provider.as_str() {
             demo::NAME => Ok(Target::Demo),
-            CUSTOM => self.custom(bot.base_url.as_deref().unwrap_or_default()),
+            CUSTOM => self.custom(bot.base_url.as_deref().unwrap_or_default(), own_key),
             name => {
                 let endpoint = self.endpoints.get(name).ok_or_else(|| {
                     let names = self.names().join(", ");
@@ -138,11 +155,15 @@ impl Providers {
                         format!("There is no provider `{name}` here. Choose one of: {names}."),
                     )
                 })?;
+                if let Some(key) = own_key {
+                    let own = Endpoint { key, ..Endpoint::clone(endpoint) };
+                    return Ok(Target::Endpoint(Arc::new(own)));
+                }
                 if endpoint.habits.needs_key && endpoint.key.is_none() {
                     return Err(Error::new(
                         Code::NoProviderKey,
                         format!(
-                            "There is no key for the provider `{name}`. Whoever runs the relay can set {}.",
+                            "There is no key for the provider `{name}`. Enter yours with `POST /v1/keys`; or whoever runs the relay can set {}.",
                             key_variable(name)
                         ),
                     ));
@@ -153,7 +174,7 @@ impl Providers {
     }
 
     /// A user's own address. The operator's keys never go there.
-    fn custom(&self, base_url: &str) -> Result<Target, Error> {
+    fn custom(&self, base_url: &str, own_key: Option<Key>) -> Result<Target, Error> {
         let url = Url::parse(base_url).ok().filter(|url| matches!(url.scheme(), "https" | "http"));
         let url = url.filter(|url| self.allow.covers(url)).ok_or_else(|| {
             Error::new(
@@ -164,7 +185,7 @@ impl Providers {
         Ok(Target::Endpoint(Arc::new(Endpoint {
             name: CUSTOM.to_owned(),
             chat_completions: chat_completions(&url),
-            key: None,
+            key: own_key.unwrap_or(Key::None),
             habits: ORDINARY,
             is_added: false,
         })))
@@ -273,7 +294,7 @@ mod tests {
 
     #[track_caller]
     fn check(bot: &BotSettings, allow: UpstreamAllow, expected: Result<&str, Code>) {
-        let target = providers(allow).target(bot);
+        let target = providers(allow).target(bot, None);
         let url = target.as_ref().map(|target| match target {
             Target::Demo => "demo",
             Target::Endpoint(endpoint) => endpoint.chat_completions.as_str(),
@@ -322,12 +343,25 @@ mod tests {
         ] {
             check(&custom(refused), allow(), Err(Code::UpstreamNotAllowed));
         }
-        let Target::Endpoint(endpoint) =
-            providers(allow()).target(&custom("http://llm.lan")).unwrap()
-        else {
-            panic!()
-        };
-        assert!(endpoint.key.is_none());
+    }
+
+    #[test]
+    fn a_users_own_key_is_used_before_the_operators_which_never_goes_to_a_custom_address() {
+        let allow = || UpstreamAllow { networks: Vec::new(), hosts: vec!["llm.lan".to_owned()] };
+        let custom = bot("custom", Some("http://llm.lan"));
+        for (bot, own, expected) in [
+            (&bot("openai", None), None, Some("sk-operator")),
+            (&bot("openai", None), Some("sk-own"), Some("sk-own")),
+            (&bot("deepseek", None), Some("sk-own"), Some("sk-own")),
+            (&bot("north", None), None, None),
+            (&bot("north", None), Some("sk-own"), Some("sk-own")),
+            (&custom, None, None),
+            (&custom, Some("sk-own"), Some("sk-own")),
+        ] {
+            let target = providers(allow()).target(bot, own.map(SecretString::from)).unwrap();
+            let Target::Endpoint(endpoint) = target else { panic!("{bot:?}") };
+            assert_eq!(endpoint.key.text(), expected, "{bot:?}");
+        }
     }
 
     #[test]

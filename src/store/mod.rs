@@ -20,13 +20,18 @@ use async_trait::async_trait;
 use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
 use crate::error::Error;
-use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use crate::id::{BotId, ConversationId, MessageId, MessageRef, ProviderKeyId, StreamId, VariantId};
+use crate::provider_key::{NewKey, ProviderKey};
 use crate::story::{Conversation, Message, Tree};
 
 pub use model::{
     Announced, Begin, Begun, Conclusion, ConversationPatch, Cursor, Finish, Finished, New, Outcome,
     Page, Place, Rows, SavedStream, new_write_token,
 };
+
+/// Keys that a user can have: one for each provider, and some for servers of their own. Those of one provider come along
+/// with each [`Store::begin`], and this is how many that can be.
+pub const KEYS_MAX: usize = 32;
 
 /// The database, as the relay sees it.
 #[async_trait]
@@ -193,6 +198,37 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// `BotNotFound`, `StoreUnavailable`.
     async fn delete_bot(&self, caller: &Principal, id: BotId) -> Result<(), Error>;
+
+    /// The user's keys for providers, oldest first: at most [`KEYS_MAX`].
+    ///
+    /// # Errors
+    /// `StoreUnavailable`.
+    async fn list_keys(&self, caller: &Principal) -> Result<Vec<ProviderKey>, Error>;
+
+    /// Keeps a key in place of the user's key of the same provider and origin, if there is one. From the next
+    /// [`Store::begin`] on it is among those that are returned.
+    ///
+    /// # Errors
+    /// `TooManyKeys`, if it is one more than [`KEYS_MAX`]; `StoreUnavailable`.
+    async fn put_key(&self, caller: &Principal, key: &NewKey) -> Result<ProviderKey, Error>;
+
+    /// Replaces the sealed form of a key if it is still `old`. What is shown of the key stays as it is.
+    ///
+    /// # Errors
+    /// `KeyNotFound`, also if it has another sealed form; `StoreUnavailable`.
+    async fn reseal_key(
+        &self,
+        caller: &Principal,
+        id: ProviderKeyId,
+        old: &str,
+        new: &str,
+    ) -> Result<(), Error>;
+
+    /// Removes a key.
+    ///
+    /// # Errors
+    /// `KeyNotFound`, `StoreUnavailable`.
+    async fn delete_key(&self, caller: &Principal, id: ProviderKeyId) -> Result<(), Error>;
 
     /// For the start of a process that keeps no journal: ends as interrupted whatever is still streaming, and returns how
     /// much that was. A store that other processes write to as well leaves it to `expires_at`, as here.

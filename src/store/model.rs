@@ -9,6 +9,7 @@ use crate::bot::Bot;
 use crate::error::Error;
 use crate::event::{BotRef, Failure, Usage};
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use crate::provider_key::SealedKey;
 use crate::story::{Beat, Role, Status};
 
 /// How many characters of path a store returns for each token of the bot's `context_size`: real text has about four a
@@ -103,6 +104,8 @@ pub struct New {
     /// The path from the root to the reply's parent, oldest first, each message's active variant; messages without any
     /// text are left out. Only as much of its end as can matter, by `PATH_CHARS_PER_TOKEN`. Empty unless wanted.
     pub path: Vec<Beat>,
+    /// The user's keys for the bot's provider, at most [`super::KEYS_MAX`].
+    pub keys: Vec<SealedKey>,
 }
 
 /// The rows that a generation writes to.

@@ -3,7 +3,7 @@
 use crate::error::{Code, Error};
 
 /// What stores refuse.
-const REFUSALS: [Code; 12] = [
+const REFUSALS: [Code; 14] = [
     Code::InvalidRequest,
     Code::InvalidToken,
     Code::NotRerollable,
@@ -13,8 +13,10 @@ const REFUSALS: [Code; 12] = [
     Code::MessageNotFound,
     Code::VariantNotFound,
     Code::StreamNotFound,
+    Code::KeyNotFound,
     Code::StreamIdReused,
     Code::GenerationRunning,
+    Code::TooManyKeys,
     Code::Unsupported,
 ];
 
@@ -33,9 +35,13 @@ pub(super) fn refusal(code: Code) -> Error {
         Code::MessageNotFound => "There is no such message of yours.",
         Code::VariantNotFound => "There is no such variant of that message.",
         Code::StreamNotFound => "What this stream was to write has been deleted.",
+        Code::KeyNotFound => "There is no such key of yours.",
         Code::StreamIdReused => return Error::stream_id_reused(),
         Code::GenerationRunning => {
             "An answer is being written there. Stop it first, or wait for its end."
+        }
+        Code::TooManyKeys => {
+            "You have as many keys as one may have. Delete one that you do not use any more."
         }
         Code::Unsupported => {
             "The app's own tables, on which this relay works, cannot do that. Do it in the app."

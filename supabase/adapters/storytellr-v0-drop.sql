@@ -1,7 +1,7 @@
 -- Takes the functions of `storytellr-v0.sql` away, so that the migrations can be applied, or another relay can serve.
 --
 -- The app's tables and rows are left alone. `relay_v0.generations` stays: `storytellr-v0-move.sql` reads from it how
--- each answer ended. Who wants it gone too, applies `drop schema relay_v0 cascade`.
+-- each answer ended; and so does `relay_v0.keys`, whose sealed keys it moves. Who wants it gone too, applies `drop schema relay_v0 cascade`.
 --
 -- Stop the relay first, and see that its outbox is empty: a text that it has not saved yet can be saved by these
 -- functions alone. While a generation runs this refuses.
@@ -43,7 +43,8 @@ drop function if exists public.relay_begin(jsonb), public.relay_finish(jsonb), p
   public.relay_tree(jsonb), public.relay_patch_conversation(jsonb), public.relay_delete_conversation(jsonb),
   public.relay_select_variant(jsonb), public.relay_write_variant(jsonb), public.relay_delete_message(jsonb),
   public.relay_list_bots(jsonb), public.relay_read_bot(jsonb), public.relay_create_bot(jsonb),
-  public.relay_update_bot(jsonb), public.relay_delete_bot(jsonb), public.relay_version(jsonb);
+  public.relay_update_bot(jsonb), public.relay_delete_bot(jsonb), public.relay_list_keys(jsonb),
+  public.relay_put_key(jsonb), public.relay_reseal_key(jsonb), public.relay_delete_key(jsonb), public.relay_version(jsonb);
 
 -- All helpers, and the views that use them. What else is in that schema stays.
 do $$

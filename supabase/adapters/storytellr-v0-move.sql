@@ -1,4 +1,4 @@
--- Moves a Storytellr database into the relay's own tables: stories, their texts and their bots, without the keys.
+-- Moves a Storytellr database into the relay's own tables: stories, their texts and their bots, without the bots' keys.
 --
 -- 1. If `storytellr-v0.sql` was in use: stop the relay, see that its outbox is empty, apply `storytellr-v0-drop.sql`.
 -- 2. Apply `supabase/migrations/`: `supabase db push`, or `storytellr-relay migrate`.
@@ -32,7 +32,7 @@ begin
   end if;
   if exists (
     select from unnest(array['bots', 'conversations', 'messages', 'message_alternatives', 'relay_bots',
-      'relay_conversations', 'relay_messages', 'relay_variants', 'relay_generations']) as name
+      'relay_conversations', 'relay_messages', 'relay_variants', 'relay_generations', 'relay_keys']) as name
     where row_security_active(format('public.%I', name)))
   then
     raise exception 'row-level security hides rows from %', current_user
@@ -44,7 +44,7 @@ $$;
 -- Nobody writes in the meantime; reading goes on.
 lock table public.bots, public.conversations, public.messages, public.message_alternatives in share mode;
 lock table public.relay_bots, public.relay_conversations, public.relay_messages, public.relay_variants,
-  public.relay_generations in share row exclusive mode;
+  public.relay_generations, public.relay_keys in share row exclusive mode;
 
 create schema if not exists relay_v0;
 revoke all on schema relay_v0 from public, anon, authenticated;
@@ -94,6 +94,25 @@ $$;
 create index on pg_temp.v0_generations (alternative_id);
 create index on pg_temp.v0_generations (message_id) where alternative_id is null;
 analyze pg_temp.v0_users, pg_temp.v0_generations;
+
+-- Keys that users have given to the relay itself. They are sealed for their user and not for their row, so they open there
+-- as well. A key that is there already is newer.
+do $$
+declare
+  number bigint;
+begin
+  if to_regclass('relay_v0.keys') is not null then
+    with left_behind as (
+      delete from relay_v0.keys k using pg_temp.v0_users u where u.id = k.user_id returning k.*
+    )
+    insert into public.relay_keys (user_id, provider, origin, base_url, last4, sealed, created_at)
+      select user_id, provider, origin, base_url, last4, sealed, created_at from left_behind
+      on conflict (user_id, provider, origin) do nothing;
+    get diagnostics number = row_count;
+    raise notice 'moved: % sealed keys', number;
+  end if;
+end
+$$;
 
 -- Bots. The providers are those of src/provider/habits.rs; the keys are not even read.
 create temp table v0_bots on commit drop as

@@ -10,7 +10,7 @@
 -- head is the last. What would need a branch, or a row that only the app can make, is refused as `unsupported`.
 --
 -- Apply it with `psql -f`, or in the SQL editor, as the owner of the tables; again, it changes nothing. It adds a
--- schema that no API exposes, with one small table for what the app's tables have no columns for. To take it away,
+-- schema that no API exposes, with two small tables for what the app's tables have no columns for. To take it away,
 -- apply `storytellr-v0-drop.sql`; how to move to the relay's own tables, `storytellr-v0-move.sql` says.
 --
 -- These indexes serve the functions. Make those that the app has not got already:
@@ -102,6 +102,26 @@ create policy generations_of_their_user on relay_v0.generations
   for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
 revoke all on relay_v0.generations from public, anon, authenticated;
 grant select, insert, update, delete on relay_v0.generations to authenticated;
+
+create table if not exists relay_v0.keys (
+  id bigint generated always as identity primary key,
+  user_id uuid not null default auth.uid(),
+  provider text not null check (char_length(provider) <= 200),
+  origin text not null default '' check (char_length(origin) <= 2000),
+  base_url text check (char_length(base_url) <= 2000),
+  last4 text not null check (char_length(last4) <= 4),
+  sealed text not null check (char_length(sealed) <= 8000),
+  created_at timestamptz not null default clock_timestamp(),
+  unique (user_id, provider, origin)
+);
+comment on table relay_v0.keys is
+  'Users'' own keys for providers, sealed by the relay. Those in the rows of bots, which are not sealed, are not used.';
+alter table relay_v0.keys enable row level security;
+drop policy if exists keys_of_their_user on relay_v0.keys;
+create policy keys_of_their_user on relay_v0.keys
+  for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
+revoke all on relay_v0.keys from public, anon, authenticated;
+grant select, insert, update, delete on relay_v0.keys to authenticated;
 
 -- The id of a future message has to come from the sequence that the app's own messages get theirs from, which is known
 -- by its column, whatever its name is.
@@ -384,6 +404,17 @@ end
 $$;
 comment on function relay_v0.resolve_bot is 'The bot that answers.';
 
+-- As many as relay_put_key lets there be.
+create or replace function relay_v0.keys_for(uid uuid, bot relay_v0.bots) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(jsonb_agg(k.json), '[]') from (
+    select jsonb_build_object('id', k.id, 'origin', k.origin, 'sealed', k.sealed) as json
+    from relay_v0.keys k where k.user_id = uid and k.provider = bot.provider
+    order by k.created_at desc, k.id limit 32
+  ) k
+$$;
+comment on function relay_v0.keys_for is 'The user''s keys for the bot''s provider, as they are sealed.';
+
 -- Read from the end, text by text, and no further than there is room.
 create or replace function relay_v0.path_above(
   uid uuid, conversation_id bigint, above_t timestamptz, above_id bigint, room bigint) returns jsonb
@@ -604,7 +635,7 @@ begin
       perform relay_v0.refuse(409, 'stream_id_reused');
     end if;
     bot := relay_v0.resolve_bot(uid, (args ->> 'bot_id')::bigint, null);
-    return jsonb_build_object('bot', relay_v0.bot_json(bot), 'path', '[]'::jsonb);
+    return jsonb_build_object('bot', relay_v0.bot_json(bot), 'path', '[]'::jsonb, 'keys', relay_v0.keys_for(uid, bot));
   end if;
 
   -- Where does the answer belong?
@@ -673,11 +704,12 @@ begin
         uid, conversation.id,
         case when message.id is null then 'infinity' else coalesce(message.t, '-infinity') end,
         coalesce(message.id, 9223372036854775807), bot.context_size * (args ->> 'path_chars_per_token')::bigint)
-      else '[]'::jsonb end);
+      else '[]'::jsonb end,
+    'keys', relay_v0.keys_for(uid, bot));
 end
 $$;
 comment on function public.relay_begin is
-  'Decides which bot answers and notes what the generation will write: the id of a message to come, or an alternative. {stream_id, fingerprint, attempt, place, bot_id, wants_path, path_chars_per_token, expires_at} → {bot, rows, path} or {existing}.';
+  'Decides which bot answers and notes what the generation will write: the id of a message to come, or an alternative. {stream_id, fingerprint, attempt, place, bot_id, wants_path, path_chars_per_token, expires_at} → {bot, rows, path, keys} or {existing}.';
 
 -- Runs as its owner: it has to work after the user's token has expired, and the write token says which rows it may
 -- touch. The app's triggers see the user all the same, as they did when the Python relay wrote with the user's token.
@@ -1103,6 +1135,69 @@ language sql volatile security invoker set search_path = pg_catalog, pg_temp as 
   select to_jsonb(relay_v0.refuse(400, 'unsupported'))
 $$;
 comment on function public.relay_delete_bot is 'Refuses: bots are deleted in the app.';
+
+create or replace function relay_v0.key_json(key relay_v0.keys) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select to_jsonb(key) - array['user_id', 'origin', 'sealed']
+$$;
+comment on function relay_v0.key_json is 'What is shown of a key.';
+
+create or replace function public.relay_list_keys(jsonb) returns jsonb
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object('data', coalesce(jsonb_agg(relay_v0.key_json(k) order by k.created_at, k.id), '[]'))
+  from relay_v0.keys k where k.user_id = relay_v0.caller()
+$$;
+comment on function public.relay_list_keys is
+  'What is shown of the user''s keys for providers, oldest first. {} → {data: [{id, provider, base_url, last4, created_at}]}.';
+
+create or replace function public.relay_put_key(jsonb) returns jsonb
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
+declare
+  args alias for $1;
+  uid uuid := relay_v0.caller();
+  key relay_v0.keys;
+begin
+  if (select count(*) from relay_v0.keys k
+      where k.user_id = uid and (k.provider <> args ->> 'provider' or k.origin <> args ->> 'origin')) >= 32
+  then
+    perform relay_v0.refuse(409, 'too_many_keys');
+  end if;
+  insert into relay_v0.keys (user_id, provider, origin, base_url, last4, sealed)
+    values (uid, args ->> 'provider', args ->> 'origin', args ->> 'base_url', args ->> 'last4', args ->> 'sealed')
+    on conflict (user_id, provider, origin) do update set
+      base_url = excluded.base_url, last4 = excluded.last4, sealed = excluded.sealed, created_at = excluded.created_at
+    returning * into key;
+  return relay_v0.key_json(key);
+end
+$$;
+comment on function public.relay_put_key is
+  'Keeps a key in place of the one of the same provider and origin; 32 keys at most. {provider, origin, base_url, last4, sealed} → what is shown of it.';
+
+create or replace function public.relay_reseal_key(jsonb) returns jsonb
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
+begin
+  update relay_v0.keys k set sealed = $1 ->> 'new'
+    where k.id = ($1 ->> 'id')::bigint and k.user_id = relay_v0.caller() and k.sealed = $1 ->> 'old';
+  if not found then
+    perform relay_v0.refuse(404, 'key_not_found');
+  end if;
+  return 'null';
+end
+$$;
+comment on function public.relay_reseal_key is
+  'Replaces the sealed form of a key if it is still the old one. {id, old, new} → null.';
+
+create or replace function public.relay_delete_key(jsonb) returns jsonb
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from relay_v0.keys k where k.id = ($1 ->> 'id')::bigint and k.user_id = relay_v0.caller();
+  if not found then
+    perform relay_v0.refuse(404, 'key_not_found');
+  end if;
+  return 'null';
+end
+$$;
+comment on function public.relay_delete_key is 'Removes a key. {id} → null.';
 
 create or replace function public.relay_version(jsonb) returns jsonb
 language sql stable security invoker set search_path = pg_catalog, pg_temp as $$

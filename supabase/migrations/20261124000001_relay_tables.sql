@@ -1,4 +1,4 @@
--- The story tree, its bots, and the generations that write to it.
+-- The story tree, its bots, the generations that write to it, and users' own keys for providers.
 --
 -- Every row carries its user, and every reference to another row carries the user (or the conversation, or the message)
 -- along: a row of one user cannot point at a row of another, whoever writes it. So each policy is one comparison.
@@ -127,12 +127,31 @@ comment on column public.relay_generations.result is 'What relay_finish answered
 create unique index relay_generations_by_variant on public.relay_generations (variant_id, user_id);
 create index relay_generations_by_user_message on public.relay_generations (user_message_id, user_id);
 
+create table public.relay_keys (
+  id bigint generated always as identity primary key,
+  user_id uuid not null default auth.uid(),
+  provider text not null check (char_length(provider) <= 200),
+  origin text not null default '' check (char_length(origin) <= 2000),
+  base_url text check (char_length(base_url) <= 2000),
+  last4 text not null check (char_length(last4) <= 4),
+  sealed text not null check (char_length(sealed) <= 8000),
+  created_at timestamptz not null default clock_timestamp(),
+  unique (user_id, provider, origin)
+);
+comment on table public.relay_keys is 'Users'' own keys for providers, sealed by the relay.';
+comment on column public.relay_keys.origin is
+  'The origin that the key may be sent to; empty where the provider''s address is the operator''s word.';
+comment on column public.relay_keys.last4 is 'The last four characters, to be shown; empty if the key is short.';
+comment on column public.relay_keys.sealed is
+  'The key, which only the relay''s master key opens, and only for this user, provider and origin.';
+
 -- Everybody's own rows, and nobody else's. The functions run as their caller, under these.
 alter table public.relay_bots enable row level security;
 alter table public.relay_conversations enable row level security;
 alter table public.relay_messages enable row level security;
 alter table public.relay_variants enable row level security;
 alter table public.relay_generations enable row level security;
+alter table public.relay_keys enable row level security;
 
 create policy relay_bots_of_their_user on public.relay_bots
   for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
@@ -147,13 +166,15 @@ create policy relay_variants_of_their_user on public.relay_variants
   for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
 create policy relay_generations_of_their_user on public.relay_generations
   for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
+create policy relay_keys_of_their_user on public.relay_keys
+  for all to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
 
 -- Nothing is left to default privileges, which differ from project to project. The functions run as their caller, so the
 -- caller may do to the tables what they do, and nothing else: ids, owners, parents and texts are never changed by hand.
 revoke all on public.relay_bots, public.relay_conversations, public.relay_messages, public.relay_variants,
-  public.relay_generations from public, anon, authenticated;
+  public.relay_generations, public.relay_keys from public, anon, authenticated;
 grant select on public.relay_bots, public.relay_conversations, public.relay_messages, public.relay_variants,
-  public.relay_generations to authenticated;
+  public.relay_generations, public.relay_keys to authenticated;
 grant insert (user_id, name, provider, model, base_url, system_prompt, temperature, max_tokens, context_size, reasoning,
     show_reasoning, is_default),
   update (name, provider, model, base_url, system_prompt, temperature, max_tokens, context_size, reasoning,
@@ -168,6 +189,8 @@ grant insert (message_id, user_id, content, status, created_at), update (status,
 grant insert (user_id, stream_id, fingerprint, attempt, variant_id, is_announced),
   update (stream_id, fingerprint, attempt, write_token_hash, variant_id, user_message_id, previous_head_id)
   on public.relay_generations to authenticated;
+grant insert (user_id, provider, origin, base_url, last4, sealed), update (base_url, last4, sealed, created_at), delete
+  on public.relay_keys to authenticated;
 do $$
 declare
   sequence regclass;
@@ -183,10 +206,11 @@ begin
     alter table public.relay_bots add foreign key (user_id) references auth.users (id) on delete cascade;
     alter table public.relay_conversations add foreign key (user_id) references auth.users (id) on delete cascade;
     alter table public.relay_generations add foreign key (user_id) references auth.users (id) on delete cascade;
+    alter table public.relay_keys add foreign key (user_id) references auth.users (id) on delete cascade;
   end if;
   if exists (select from pg_roles where rolname = 'service_role') then
     grant select, insert, update, delete on public.relay_bots, public.relay_conversations, public.relay_messages,
-      public.relay_variants, public.relay_generations to service_role;
+      public.relay_variants, public.relay_generations, public.relay_keys to service_role;
   end if;
 end
 $$;

@@ -165,6 +165,17 @@ $$;
 comment on function relay.path_above is
   'The texts of the path that ends with the message, oldest first: its last one, and before it as many as fit the room in characters.';
 
+-- As many as relay_put_key lets there be.
+create function relay.keys_for(uid uuid, bot public.relay_bots) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(jsonb_agg(k.json), '[]') from (
+    select jsonb_build_object('id', k.id, 'origin', k.origin, 'sealed', k.sealed) as json
+    from public.relay_keys k where k.user_id = uid and k.provider = bot.provider
+    order by k.created_at desc, k.id limit 32
+  ) k
+$$;
+comment on function relay.keys_for is 'The user''s keys for the bot''s provider, as they are sealed.';
+
 create function relay.insert_message(uid uuid, conversation_id bigint, parent_id bigint, role text) returns bigint
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   insert into public.relay_messages (conversation_id, user_id, parent_id, role, created_at)
@@ -285,7 +296,7 @@ begin
       perform relay.refuse(409, 'stream_id_reused');
     end if;
     bot := relay.resolve_bot(uid, (args ->> 'bot_id')::bigint, null, args -> 'fallback_bot');
-    return jsonb_build_object('bot', relay.bot_json(bot), 'path', '[]'::jsonb);
+    return jsonb_build_object('bot', relay.bot_json(bot), 'path', '[]'::jsonb, 'keys', relay.keys_for(uid, bot));
   end if;
 
   -- Where does the answer belong?
@@ -355,11 +366,12 @@ begin
       'user_message_id', generation.user_message_id, 'write_token', relay.give_write_token(generation.id, args ->> 'write_token_hash')),
     'path', case when (args ->> 'wants_path')::boolean
       then relay.path_above(uid, message.parent_id, bot.context_size * (args ->> 'path_chars_per_token')::bigint)
-      else '[]'::jsonb end);
+      else '[]'::jsonb end,
+    'keys', relay.keys_for(uid, bot));
 end
 $$;
 comment on function public.relay_begin is
-  'Decides which bot answers and makes the rows that the generation will write to. {stream_id, fingerprint, attempt, place, bot_id, wants_path, path_chars_per_token, expires_at, fallback_bot, write_token_hash} → {bot, rows, path} or {existing}.';
+  'Decides which bot answers and makes the rows that the generation will write to. {stream_id, fingerprint, attempt, place, bot_id, wants_path, path_chars_per_token, expires_at, fallback_bot, write_token_hash} → {bot, rows, path, keys} or {existing}.';
 
 -- Runs as its owner: it has to work after the user's token has expired, and the write token says which rows it may touch.
 create function public.relay_finish(jsonb) returns jsonb

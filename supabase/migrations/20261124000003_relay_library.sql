@@ -1,4 +1,4 @@
--- The library of stories and bots, and who may call what.
+-- The library of stories and bots, users' own keys, and who may call what.
 
 create function relay.wrong_cursor() returns void
 language sql immutable set search_path = pg_catalog, pg_temp as $$
@@ -369,6 +369,69 @@ begin
 end
 $$;
 comment on function public.relay_delete_bot is 'Removes a bot. Conversations bound to it fall back to the user''s other bots. {id} → null.';
+
+create function relay.key_json(key public.relay_keys) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select to_jsonb(key) - array['user_id', 'origin', 'sealed']
+$$;
+comment on function relay.key_json is 'What is shown of a key.';
+
+create function public.relay_list_keys(jsonb) returns jsonb
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object('data', coalesce(jsonb_agg(relay.key_json(k) order by k.created_at, k.id), '[]'))
+  from public.relay_keys k where k.user_id = relay.caller()
+$$;
+comment on function public.relay_list_keys is
+  'What is shown of the user''s keys for providers, oldest first. {} → {data: [{id, provider, base_url, last4, created_at}]}.';
+
+create function public.relay_put_key(jsonb) returns jsonb
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
+declare
+  args alias for $1;
+  uid uuid := relay.caller();
+  key public.relay_keys;
+begin
+  if (select count(*) from public.relay_keys k
+      where k.user_id = uid and (k.provider <> args ->> 'provider' or k.origin <> args ->> 'origin')) >= 32
+  then
+    perform relay.refuse(409, 'too_many_keys');
+  end if;
+  insert into public.relay_keys (user_id, provider, origin, base_url, last4, sealed)
+    values (uid, args ->> 'provider', args ->> 'origin', args ->> 'base_url', args ->> 'last4', args ->> 'sealed')
+    on conflict (user_id, provider, origin) do update set
+      base_url = excluded.base_url, last4 = excluded.last4, sealed = excluded.sealed, created_at = excluded.created_at
+    returning * into key;
+  return relay.key_json(key);
+end
+$$;
+comment on function public.relay_put_key is
+  'Keeps a key in place of the one of the same provider and origin; 32 keys at most. {provider, origin, base_url, last4, sealed} → what is shown of it.';
+
+create function public.relay_reseal_key(jsonb) returns jsonb
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
+begin
+  update public.relay_keys k set sealed = $1 ->> 'new'
+    where k.id = ($1 ->> 'id')::bigint and k.user_id = relay.caller() and k.sealed = $1 ->> 'old';
+  if not found then
+    perform relay.refuse(404, 'key_not_found');
+  end if;
+  return 'null';
+end
+$$;
+comment on function public.relay_reseal_key is
+  'Replaces the sealed form of a key if it is still the old one. {id, old, new} → null.';
+
+create function public.relay_delete_key(jsonb) returns jsonb
+language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from public.relay_keys k where k.id = ($1 ->> 'id')::bigint and k.user_id = relay.caller();
+  if not found then
+    perform relay.refuse(404, 'key_not_found');
+  end if;
+  return 'null';
+end
+$$;
+comment on function public.relay_delete_key is 'Removes a key. {id} → null.';
 
 create function public.relay_version(jsonb) returns jsonb
 language sql stable security invoker set search_path = pg_catalog, pg_temp as $$

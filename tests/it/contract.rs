@@ -14,13 +14,14 @@ use storytellr_relay::clock;
 use storytellr_relay::error::{Code, Error};
 use storytellr_relay::event::{Failure, Usage};
 use storytellr_relay::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use storytellr_relay::provider_key::NewKey;
 use storytellr_relay::store::functions::FunctionStore;
 use storytellr_relay::store::functions::postgres::PostgresFunctions;
 use storytellr_relay::store::functions::postgrest::PostgrestFunctions;
 use storytellr_relay::store::sqlite::SqliteStore;
 use storytellr_relay::store::{
-    Begin, Begun, ConversationPatch, Cursor, Finish, Finished, New, Outcome, Place, Rows, Store,
-    new_write_token,
+    Begin, Begun, ConversationPatch, Cursor, Finish, Finished, KEYS_MAX, New, Outcome, Place, Rows,
+    Store, new_write_token,
 };
 use storytellr_relay::story::{Message, Role, Status};
 use uuid::Uuid;
@@ -650,6 +651,14 @@ async fn nothing_of_others_is_there(store: Arc<dyn Store>) {
         Code::BotNotFound
     );
     assert_eq!(code(store.delete_bot(&stranger, bot_id).await), Code::BotNotFound);
+    let key = store.put_key(&story.user, &new_key("demo", "", "theirs")).await.unwrap();
+    let resealed = store.reseal_key(&stranger, key.id, "theirs", "mine").await;
+    assert_eq!(code(resealed), Code::KeyNotFound);
+    assert_eq!(code(store.delete_key(&stranger, key.id).await), Code::KeyNotFound);
+    store.put_key(&stranger, &new_key("demo", "", "mine")).await.unwrap();
+    assert_eq!(sealed_keys(&store, &stranger).await, [("".to_owned(), "mine".to_owned())]);
+    assert_eq!(sealed_keys(&store, &story.user).await, [("".to_owned(), "theirs".to_owned())]);
+    assert_eq!(store.list_keys(&story.user).await.unwrap(), [key]);
     assert_eq!(store.list_conversations(&stranger, &all()).await.unwrap().data.len(), 1);
     assert_eq!(store.list_bots(&stranger, &all()).await.unwrap().data.len(), 1);
     assert_eq!(store.read_tree(&story.user, story.id).await.unwrap(), before);
@@ -772,6 +781,105 @@ async fn lists_come_in_pages(store: Arc<dyn Store>) {
     assert_eq!(code(store.list_bots(&user, &cursor).await), Code::InvalidRequest);
 }
 
+fn new_key(provider: &str, origin: &str, sealed: &str) -> NewKey {
+    NewKey {
+        provider: provider.to_owned(),
+        base_url: Some(origin)
+            .filter(|origin| !origin.is_empty())
+            .map(|origin| format!("{origin}/v1")),
+        last4: "1234".to_owned(),
+        origin: origin.to_owned(),
+        sealed: sealed.to_owned(),
+    }
+}
+
+/// Origin and sealed form of the keys that a turn gets which belongs nowhere, sorted.
+async fn sealed_keys(store: &Arc<dyn Store>, user: &Principal) -> Vec<(String, String)> {
+    let Begun::New(new) = store.begin(user, &begin(Place::Nowhere)).await.unwrap() else {
+        panic!()
+    };
+    let mut keys: Vec<_> = new.keys.into_iter().map(|key| (key.origin, key.sealed)).collect();
+    keys.sort_unstable();
+    keys
+}
+
+async fn a_key_is_kept_replaced_and_comes_with_each_turn(store: Arc<dyn Store>) {
+    let story = Story::new(&store).await;
+    assert!(store.list_keys(&story.user).await.unwrap().is_empty());
+    assert!(story.ask("u0").await.0.keys.is_empty());
+    let before = clock::now();
+    let first = store.put_key(&story.user, &new_key("demo", "", "one")).await.unwrap();
+    assert_eq!((first.provider.as_str(), first.base_url.as_deref()), ("demo", None));
+    assert_eq!(first.last4, "1234");
+    assert!((first.created_at - before).abs() < jiff::SignedDuration::from_secs(60));
+    let other = store.put_key(&story.user, &new_key("other", "", "other")).await.unwrap();
+    let key =
+        |new: &New| new.keys.iter().map(|key| (key.id, key.sealed.clone())).collect::<Vec<_>>();
+    let (new, rows) = story.ask("u1").await;
+    assert_eq!(key(&new), [(first.id, "one".to_owned())], "those of the bot's provider");
+    story.finish(&rows, Outcome::Complete, "a1").await;
+    let reroll = story.begin(Place::Reroll { message: MessageRef::Id(rows.message_id) }).await;
+    assert_eq!(key(&reroll), [(first.id, "one".to_owned())]);
+
+    let again = NewKey { last4: "5678".to_owned(), ..new_key("demo", "", "two") };
+    let second = store.put_key(&story.user, &again).await.unwrap();
+    assert_eq!(second.last4, "5678");
+    assert_eq!(sealed_keys(&store, &story.user).await, [(String::new(), "two".to_owned())]);
+    let mut listed = store.list_keys(&story.user).await.unwrap();
+    listed.sort_by_key(|key| key.id);
+    let mut expected = [second.clone(), other.clone()];
+    expected.sort_by_key(|key| key.id);
+    assert_eq!(listed, expected);
+
+    store.delete_key(&story.user, second.id).await.unwrap();
+    assert_eq!(code(store.delete_key(&story.user, second.id).await), Code::KeyNotFound);
+    assert!(sealed_keys(&store, &story.user).await.is_empty());
+    assert_eq!(store.list_keys(&story.user).await.unwrap(), [other]);
+}
+
+async fn keys_are_told_apart_by_origin(store: Arc<dyn Store>) {
+    let story = Story::new(&store).await;
+    for (origin, sealed) in
+        [("https://a.example", "a"), ("https://b.example", "b"), ("https://a.example", "c")]
+    {
+        let key = store.put_key(&story.user, &new_key("demo", origin, sealed)).await.unwrap();
+        assert_eq!(key.base_url, Some(format!("{origin}/v1")));
+    }
+    let expected = [("https://a.example", "c"), ("https://b.example", "b")];
+    let expected = expected.map(|(origin, sealed)| (origin.to_owned(), sealed.to_owned()));
+    assert_eq!(sealed_keys(&store, &story.user).await, expected);
+}
+
+async fn a_key_is_sealed_anew_unless_it_was_replaced(store: Arc<dyn Store>) {
+    let story = Story::new(&store).await;
+    let key = store.put_key(&story.user, &new_key("demo", "", "old")).await.unwrap();
+    store.reseal_key(&story.user, key.id, "old", "new").await.unwrap();
+    let expected = |sealed: &str| [(String::new(), sealed.to_owned())];
+    assert_eq!(sealed_keys(&store, &story.user).await, expected("new"));
+    let listed = store.list_keys(&story.user).await.unwrap();
+    assert_eq!(listed, std::slice::from_ref(&key), "nothing else changes");
+    let late = store.reseal_key(&story.user, key.id, "old", "late").await;
+    assert_eq!(code(late), Code::KeyNotFound);
+    assert_eq!(sealed_keys(&store, &story.user).await, expected("new"));
+    store.delete_key(&story.user, key.id).await.unwrap();
+    assert_eq!(code(store.reseal_key(&story.user, key.id, "new", "x").await), Code::KeyNotFound);
+}
+
+async fn there_are_only_so_many_keys(store: Arc<dyn Store>) {
+    let story = Story::new(&store).await;
+    let put = async |at: usize| {
+        let key = new_key("demo", &format!("https://{at}.example"), "sealed");
+        store.put_key(&story.user, &key).await
+    };
+    for at in 0..KEYS_MAX {
+        put(at).await.unwrap();
+    }
+    assert_eq!(code(put(KEYS_MAX).await), Code::TooManyKeys);
+    put(0).await.unwrap();
+    assert_eq!(store.list_keys(&story.user).await.unwrap().len(), KEYS_MAX);
+    assert_eq!(sealed_keys(&store, &story.user).await.len(), KEYS_MAX, "all come with a turn");
+}
+
 /// Runs every test of the contract on the stores that `$new` makes.
 macro_rules! on {
     ($store:ident: $new:expr; $($test:ident)*) => {
@@ -835,4 +943,8 @@ on_every_store! {
     a_long_story_can_be_deleted_from_its_root
     a_patch_changes_what_it_names
     lists_come_in_pages
+    a_key_is_kept_replaced_and_comes_with_each_turn
+    keys_are_told_apart_by_origin
+    a_key_is_sealed_anew_unless_it_was_replaced
+    there_are_only_so_many_keys
 }

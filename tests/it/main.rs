@@ -29,6 +29,7 @@ mod faults;
 mod follow;
 mod instances;
 mod key_sets;
+mod keys;
 mod leaving;
 mod library;
 mod limits;

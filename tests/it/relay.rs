@@ -29,33 +29,47 @@ pub(crate) const ISSUER: &str = "https://project.supabase.co/auth/v1";
 /// The operator's key of the provider `scripted`; it must never be seen anywhere but there.
 pub(crate) const PROVIDER_KEY: &str = "sk-canary-5d0c0a6a1f2a4a11";
 
+/// Begins every key that a user of the tests gives the relay: none of it is ever in the log or in a file, in whatever form.
+pub(crate) const OWN_KEY: &str = "sk-canary-own-";
+
+/// What the relay's users' keys are sealed with.
+pub(crate) const MASTER_KEY: &str = "first:Y2FuYXJ5LW9mLWEtbWFzdGVyLWtleS1mb3ItdGVzdHM=";
+
 pub(crate) struct Builder {
+    command: &'static str,
     env: Vec<(String, String)>,
 }
 
 impl Builder {
     /// Sets a variable; a later one of the same name wins.
     pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.env.retain(|(known, _)| known != name);
-        self.env.push((name.to_owned(), value.into()));
+        set(&mut self.env, name, value.into());
+        self
+    }
+
+    /// What it is started as, instead of `serve`.
+    pub(crate) fn command(mut self, command: &'static str) -> Self {
+        self.command = command;
         self
     }
 
     pub(crate) async fn start(self) -> TestRelay {
         let data = TempDir::new().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
-        let (child, address) = spawn(&self.env, &data, &log).await;
+        let (child, address) = spawn(self.command, &self.env, &data, &log).await;
         let shared = Arc::new(Shared {
             address: Mutex::new(address),
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
             users: Mutex::default(),
         });
-        TestRelay { child, data, env: self.env, log, shared, is_finished: false }
+        let Self { command, env } = self;
+        TestRelay { child, command, data, env, log, shared, is_finished: false }
     }
 }
 
 pub(crate) struct TestRelay {
     child: Child,
+    command: &'static str,
     data: TempDir,
     env: Vec<(String, String)>,
     log: Arc<Mutex<String>>,
@@ -72,7 +86,7 @@ struct Shared {
 impl TestRelay {
     /// A relay whose provider `scripted` is `provider`, with limits that tests do not reach.
     pub(crate) fn with(provider: &Provider) -> Builder {
-        Builder { env: Vec::new() }
+        Builder { command: "serve", env: Vec::new() }
             .env("RELAY_LISTEN", "127.0.0.1:0")
             .env("RELAY_LOG", "debug")
             .env("RELAY_RATE_LIMIT", "1000000/min")
@@ -81,6 +95,7 @@ impl TestRelay {
             .env("RELAY_JWT_ISSUERS", ISSUER)
             .env("RELAY_PROVIDERS", format!("scripted={}", provider.base_url()))
             .env("SCRIPTED_API_KEY", PROVIDER_KEY)
+            .env("RELAY_MASTER_KEYS", MASTER_KEY)
     }
 
     /// A new user without anything.
@@ -180,9 +195,14 @@ impl TestRelay {
 
     /// Starts again on the same data.
     pub(crate) async fn start_again(&mut self) {
-        let (child, address) = spawn(&self.env, &self.data, &self.log).await;
+        let (child, address) = spawn(self.command, &self.env, &self.data, &self.log).await;
         self.child = child;
         *self.shared.address.lock().unwrap() = address;
+    }
+
+    /// Changes a setting for the next start.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        set(&mut self.env, name, value.to_owned());
     }
 
     pub(crate) async fn restart(&mut self) {
@@ -213,8 +233,17 @@ impl TestRelay {
         self.ended().await;
         let log = self.log();
         assert!(!log.contains("panicked"), "{log}");
-        for secret in [PROVIDER_KEY, SECRET, "eyJ"] {
+        let (_, master_key) = MASTER_KEY.split_once(':').unwrap();
+        for secret in [PROVIDER_KEY, OWN_KEY, SECRET, master_key, "eyJ"] {
             assert!(!log.contains(secret), "a secret in the log: {log}");
+        }
+        for file in std::fs::read_dir(self.data.path()).unwrap() {
+            let path = file.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            for secret in [PROVIDER_KEY, OWN_KEY] {
+                let is_there = memchr::memmem::find(&bytes, secret.as_bytes()).is_some();
+                assert!(!is_there, "a key in {}", path.display());
+            }
         }
     }
 }
@@ -231,17 +260,25 @@ impl Drop for TestRelay {
     }
 }
 
+fn set(env: &mut Vec<(String, String)>, name: &str, value: String) {
+    env.retain(|(known, _)| known != name);
+    env.push((name.to_owned(), value));
+}
+
 async fn spawn(
+    command: &str,
     env: &[(String, String)],
     data: &TempDir,
     log: &Arc<Mutex<String>>,
 ) -> (Child, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_storytellr-relay"))
-        .arg("serve")
+        .arg(command)
         .env_clear()
         .env("RELAY_DATA", data.path())
         .envs(env.iter().cloned())
         .stdin(Stdio::null())
+        // What `dev` says to people.
+        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()

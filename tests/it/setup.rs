@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::database::{Cluster, Database, Recipe, Server, file, free_port};
 use crate::postgrest::Postgrest;
 use crate::provider::{PATIENCE, Provider, Script};
-use crate::relay::{self, Answer, ISSUER, SECRET, TestRelay};
+use crate::relay::{self, Answer, ISSUER, MASTER_KEY, SECRET, TestRelay};
 
 fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_storytellr-relay"));
@@ -105,6 +105,7 @@ async fn check_says_that_all_is_well() {
         ("RELAY_JWT_ISSUERS", ISSUER),
         ("RELAY_PROVIDERS", providers.as_str()),
         ("SCRIPTED_API_KEY", "sk-canary"),
+        ("RELAY_MASTER_KEYS", MASTER_KEY),
     ];
     for store in [("RELAY_DATABASE_URL", url.as_str()), ("SUPABASE_REST_URL", rest.as_str())] {
         let (is_well, said) = check(&[&common[..], &[store]].concat()).await;
@@ -114,6 +115,7 @@ async fn check_says_that_all_is_well() {
             "ok    database",
             "ok    token",
             "database accepts it",
+            "ok    sealing    users' keys are sealed under the master key `first`",
             "ok    provider",
         ] {
             assert!(said.contains(line), "{line} in {said}");
@@ -154,6 +156,7 @@ async fn check_says_what_is_wrong_and_what_to_do() {
         assert!(line.is_some_and(|line| line.contains(advice)), "{part} in {said}");
     }
     assert!(!said.contains("canary"));
+    assert!(said.contains("note  sealing") && said.contains("RELAY_MASTER_KEYS"), "{said}");
     let (is_well, said) = check(&[("RELAY_DRAIN", "soon")]).await;
     assert!(!is_well && said.contains("RELAY_DRAIN") && said.contains("SUPABASE_URL"), "{said}");
 }

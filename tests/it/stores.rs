@@ -9,7 +9,7 @@ use crate::cutter::{Cuttable, Cutter};
 use crate::database::Database;
 use crate::postgrest::Postgrest;
 use crate::provider::{Gate, PATIENCE, Provider, Script};
-use crate::relay::{self, Answer, Builder, TestRelay};
+use crate::relay::{self, Answer, Builder, OWN_KEY, TestRelay};
 
 /// The relay's settings for Postgres behind that port.
 fn on_postgres(provider: &Provider, database: &Database, port: u16) -> Builder {
@@ -84,6 +84,8 @@ async fn a_turn_costs_two_calls(provider: Provider, builder: Builder, database: 
     let relay = builder.start().await;
     let user = relay.user().await;
     let story = user.conversation().await;
+    let key = json!({"provider": "scripted", "key": format!("{OWN_KEY}one")});
+    user.post("/v1/keys", &key).await.ok(201);
     let asked_before = database.statements().len();
     let done = user.told(story, "question").await;
     user.reroll(json!({"message_id": done["message_id"]})).await.done().await;

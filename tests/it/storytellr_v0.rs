@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::database::{Cluster, Database, file};
 use crate::provider::{Provider, Script};
-use crate::relay::{Answer, TestRelay, User};
+use crate::relay::{Answer, OWN_KEY, TestRelay, User};
 
 impl Database {
     /// Storytellr's present tables, with nothing of the relay's.
@@ -199,6 +199,37 @@ async fn what_the_tables_cannot_hold_is_refused_in_words() {
     ] {
         refused.refused(400, "unsupported");
     }
+    app.finish().await;
+}
+
+/// The keys in the app's rows are left alone; one that is given to the relay is used, and goes along when stories move.
+#[tokio::test]
+async fn a_key_is_kept_beside_the_apps_tables_and_moved() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&["text"]));
+    let mut app = Storytellr::start(&provider).await;
+    let key = format!("{OWN_KEY}one");
+    let body = json!({"provider": "custom", "key": key, "base_url": provider.base_url()});
+    let shown = app.user.post("/v1/keys", &body).await.ok(201);
+    app.user.stream(app.asks("s-1", "Who is there?")).await.done().await;
+    let bearer = format!("Bearer {key}");
+    assert!(provider.last_request().head.contains(&bearer));
+
+    app.relay.terminate();
+    app.relay.ended().await;
+    app.database.apply("supabase/adapters/storytellr-v0-drop.sql");
+    app.database.migrate();
+    let said = app.database.apply("supabase/adapters/storytellr-v0-move.sql");
+    assert!(said.contains("moved: 1 sealed keys"), "{said}");
+    app.relay.start_again().await;
+    app.user.stream(json!({"input": "And now?"})).await.done().await;
+    assert!(provider.last_request().head.contains(&bearer));
+    let mut listed = app.user.get("/v1/keys").await.ok(200)["data"][0].clone();
+    listed["id"] = shown["id"].clone();
+    assert_eq!(listed, shown);
+    app.user.delete("/v1/keys/1").await.ok(204);
+    let said = app.database.apply("supabase/adapters/storytellr-v0-move.sql");
+    assert!(said.contains("moved: 0 sealed keys"), "what was deleted stays deleted: {said}");
     app.finish().await;
 }
 

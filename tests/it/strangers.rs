@@ -8,21 +8,22 @@ use uuid::Uuid;
 use crate::database::Database;
 use crate::postgrest::Postgrest;
 use crate::provider::{Provider, Script};
-use crate::relay::{self, TestRelay, User};
+use crate::relay::{self, OWN_KEY, TestRelay, User};
 
 /// For each table a column that users may change, and a value that is valid there.
-fn changes() -> [(&'static str, &'static str, Value); 5] {
+fn changes() -> [(&'static str, &'static str, Value); 6] {
     [
         ("relay_bots", "name", json!("mine now")),
         ("relay_conversations", "title", json!("mine now")),
         ("relay_messages", "active_variant_id", json!(null)),
         ("relay_variants", "model", json!("mine now")),
         ("relay_generations", "fingerprint", json!("mine now")),
+        ("relay_keys", "sealed", json!("mine now")),
     ]
 }
 
 /// Tables whose rows users remove by themselves.
-const REMOVABLE: &[&str] = &["relay_bots", "relay_conversations", "relay_messages"];
+const REMOVABLE: &[&str] = &["relay_bots", "relay_conversations", "relay_messages", "relay_keys"];
 
 /// What names the rows of somebody, or of nobody.
 #[derive(Clone)]
@@ -34,11 +35,17 @@ struct Ids {
     stream: String,
     announced_variant: i64,
     announced_stream: String,
+    key: i64,
+    sealed: String,
 }
 
 impl Ids {
-    /// A user's story with an answer in it, of which a reroll is announced.
-    async fn of(user: &User, canary: &str) -> Self {
+    /// A user's story with an answer in it, of which a reroll is announced, and a key.
+    async fn of(user: &User, canary: &str, admin: &Client) -> Self {
+        let key = json!({"provider": "scripted", "key": format!("{OWN_KEY}of-a-user")});
+        let key = user.post("/v1/keys", &key).await.ok(201)["id"].as_i64().unwrap();
+        let sealed = "select sealed from public.relay_keys where id = $1";
+        let sealed = admin.query_one(sealed, &[&key]).await.unwrap().get(0);
         let bot = user.bot(json!({"name": canary})).await;
         let story = json!({"title": canary, "bot_id": bot});
         let conversation = user.post("/v1/conversations", &story).await.ok(201)["id"].clone();
@@ -56,6 +63,8 @@ impl Ids {
             stream: stream(&done),
             announced_variant: announced["alternative_message"]["id"].as_i64().unwrap(),
             announced_stream: stream(&announced),
+            key,
+            sealed,
         }
     }
 
@@ -69,6 +78,8 @@ impl Ids {
             stream: "nobodys".to_owned(),
             announced_variant: -1,
             announced_stream: "reroll-nobodys".to_owned(),
+            key: -1,
+            sealed: "nobodys".to_owned(),
         }
     }
 }
@@ -113,6 +124,8 @@ fn calls(ids: &Ids) -> Vec<Call> {
         begin("strange-4", None, &json!({"kind": "reroll", "message_stream_id": stream})),
         begin("strange-5", Some(*bot), &json!({"kind": "nowhere"})),
         begin(&ids.announced_stream, None, &announced),
+        ("relay_reseal_key", json!({"id": ids.key, "old": ids.sealed, "new": "mine now"})),
+        ("relay_delete_key", json!({"id": ids.key})),
         ("relay_delete_message", json!({"message_id": message})),
         ("relay_delete_conversation", json!({"id": conversation})),
         ("relay_delete_bot", json!({"id": bot})),
@@ -120,7 +133,7 @@ fn calls(ids: &Ids) -> Vec<Call> {
 }
 
 /// Functions that name no rows: what they answer is the caller's own, or nothing.
-fn unnamed() -> [Call; 5] {
+fn unnamed() -> [Call; 7] {
     let bot = json!({"name": "x", "provider": "x", "model": "x", "system_prompt": "",
         "context_size": 1, "show_reasoning": false, "is_default": false});
     [
@@ -129,6 +142,11 @@ fn unnamed() -> [Call; 5] {
         ("relay_version", json!({})),
         ("relay_finish", json!({"write_token": "guessed", "outcome": "complete", "content": "x"})),
         ("relay_create_bot", json!({"settings": bot})),
+        ("relay_list_keys", json!({})),
+        (
+            "relay_put_key",
+            json!({"provider": "x", "origin": "", "last4": "", "sealed": "mine now"}),
+        ),
     ]
 }
 
@@ -350,6 +368,7 @@ async fn table(admin: &Client, owner: Uuid, name: String) -> Table {
             new["stream_id"] = json!("another");
             new["variant_id"] = json!(null);
         }
+        "relay_keys" => new["provider"] = json!("another"),
         // Only what streams has a time by which it must have ended.
         "relay_variants" => new["status"] = json!("complete"),
         _ => {}
@@ -368,7 +387,7 @@ async fn doors(database: &Database, postgrest: Postgrest, owner: &User, theirs: 
     for name in names(&admin, query).await {
         tables.push(table(&admin, owner.id, name).await);
     }
-    assert_eq!(tables.len(), 5);
+    assert_eq!(tables.len(), changes().len());
     let query = "select proname::text from pg_proc where pronamespace = 'public'::regnamespace and proname like 'relay%'";
     let tried: Vec<_> = calls(&theirs).into_iter().chain(unnamed()).map(|(name, _)| name).collect();
     for function in names(&admin, query).await {
@@ -386,9 +405,10 @@ async fn nobody_reads_writes_or_learns_anything_of_others() {
     let relay = TestRelay::with(&provider).env("SUPABASE_REST_URL", rest).start().await;
     provider.always(Script::telling(&["a canary's song"]));
     let (owner, stranger, newcomer) = (relay.stranger(), relay.stranger(), relay.stranger());
-    let theirs = Ids::of(&owner, "a canary's question").await;
+    let admin = database.admin().await;
+    let theirs = Ids::of(&owner, "a canary's question", &admin).await;
     provider.always(Script::telling(&["a stranger's song"]));
-    let own = Ids::of(&stranger, "a stranger's question").await;
+    let own = Ids::of(&stranger, "a stranger's question", &admin).await;
     let doors = doors(&database, postgrest, &owner, theirs.clone()).await;
     doors.are_open_to(&owner).await;
     let before = doors.everything().await;
@@ -413,7 +433,8 @@ async fn nobody_reads_writes_or_learns_anything_of_others() {
     for stranger in [&stranger, &newcomer] {
         let token = Some(stranger.token.as_str());
         doors.learns_nothing(token, &theirs, &nobodys).await;
-        for call in unnamed().iter().filter(|(name, _)| *name != "relay_create_bot") {
+        let adds = |name: &str| matches!(name, "relay_create_bot" | "relay_put_key");
+        for call in unnamed().iter().filter(|(name, _)| !adds(name)) {
             let (_, answer) = doors.call(token, call).await;
             assert!(!answer.to_string().contains("canary"), "{call:?}: {answer}");
         }

@@ -9,14 +9,16 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::wire::{self, WireBegun};
+use super::wire::{self, WireBegun, WireKeys};
 use super::{CONTRACT_VERSION, Fault, Functions};
 use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
 use crate::error::{Code, Error};
 use crate::id::{
-    BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId, call_id, random_byte,
+    BotId, ConversationId, MessageId, MessageRef, ProviderKeyId, StreamId, VariantId, call_id,
+    random_byte,
 };
+use crate::provider_key::{NewKey, ProviderKey};
 use crate::store::model::{PATH_CHARS_PER_TOKEN, hash, hex};
 use crate::store::{
     Announced, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, Page, SavedStream, Store,
@@ -266,6 +268,30 @@ impl<F: Functions> Store for FunctionStore<F> {
 
     async fn delete_bot(&self, caller: &Principal, id: BotId) -> Result<(), Error> {
         self.once(caller, "relay_delete_bot", &json!({"id": id})).await
+    }
+
+    async fn list_keys(&self, caller: &Principal) -> Result<Vec<ProviderKey>, Error> {
+        let keys: WireKeys = self.repeatable(caller, "relay_list_keys", &json!({})).await?;
+        Ok(keys.data)
+    }
+
+    async fn put_key(&self, caller: &Principal, key: &NewKey) -> Result<ProviderKey, Error> {
+        self.repeatable(caller, "relay_put_key", &json!(key)).await
+    }
+
+    async fn reseal_key(
+        &self,
+        caller: &Principal,
+        id: ProviderKeyId,
+        old: &str,
+        new: &str,
+    ) -> Result<(), Error> {
+        self.repeatable(caller, "relay_reseal_key", &json!({"id": id, "old": old, "new": new}))
+            .await
+    }
+
+    async fn delete_key(&self, caller: &Principal, id: ProviderKeyId) -> Result<(), Error> {
+        self.once(caller, "relay_delete_key", &json!({"id": id})).await
     }
 
     async fn ping(&self) -> Result<(), Error> {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::bot::Bot;
 use crate::id::{ConversationId, MessageId, MessageRef, VariantId};
+use crate::provider_key::{ProviderKey, SealedKey};
 use crate::store::{Begun, ConversationPatch, New, Place, Rows, SavedStream};
 use crate::story::Beat;
 
@@ -20,7 +21,16 @@ pub(super) enum WireBegun {
         #[serde(default)]
         rows: Option<WireRows>,
         path: Vec<Beat>,
+        /// Absent where the database keeps none.
+        #[serde(default)]
+        keys: Vec<SealedKey>,
     },
+}
+
+/// What `relay_list_keys` answers.
+#[derive(Deserialize)]
+pub(super) struct WireKeys {
+    pub(super) data: Vec<ProviderKey>,
 }
 
 #[derive(Deserialize)]
@@ -35,8 +45,8 @@ impl From<WireBegun> for Begun {
     fn from(begun: WireBegun) -> Self {
         match begun {
             WireBegun::Existing { existing } => Self::Existing(existing),
-            WireBegun::New { bot, rows, path } => {
-                Self::New(Box::new(New { bot: *bot, rows: rows.map(Rows::from), path }))
+            WireBegun::New { bot, rows, path, keys } => {
+                Self::New(Box::new(New { bot: *bot, rows: rows.map(Rows::from), path, keys }))
             }
         }
     }

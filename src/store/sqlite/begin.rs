@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows::{self, ConversationRow, MessageRow, word};
-use super::{bots, read};
+use super::{bots, keys, read};
 use crate::bot::{Bot, BotSettings};
 use crate::clock;
 use crate::error::{Code, Error};
@@ -45,8 +45,9 @@ pub(super) fn begin(
     let place = find_place(connection, user, begin, &known)?;
     let bound_bot = place.as_ref().and_then(|place| place.conversation().bot_id);
     let bot = bots::resolve(connection, user, begin.bot_id, bound_bot, demo_bot)?;
+    let keys = keys::of_provider(connection, user, &bot.settings.provider)?;
     let Some(place) = place else {
-        return Ok(Begun::New(Box::new(New { bot, rows: None, path: Vec::new() })));
+        return Ok(Begun::New(Box::new(New { bot, rows: None, path: Vec::new(), keys })));
     };
     let reply = make_rows(connection, &place, &bot, begin)?;
     register(connection, user, begin, &reply)?;
@@ -62,7 +63,7 @@ pub(super) fn begin(
         variant_id: reply.variant_id,
         user_message_id: reply.user_message_id,
     };
-    Ok(Begun::New(Box::new(New { bot, rows: Some(rows), path })))
+    Ok(Begun::New(Box::new(New { bot, rows: Some(rows), path, keys })))
 }
 
 /// What is known of the stream id, or the generation that has it.

@@ -7,6 +7,7 @@ mod begin;
 mod bots;
 mod conversations;
 mod finish;
+mod keys;
 mod messages;
 mod page;
 mod read;
@@ -23,7 +24,8 @@ use super::{
 use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
 use crate::error::Error;
-use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use crate::id::{BotId, ConversationId, MessageId, MessageRef, ProviderKeyId, StreamId, VariantId};
+use crate::provider_key::{NewKey, ProviderKey};
 use crate::sqlite::{Database, Schema};
 use crate::story::{Conversation, Message, Tree};
 
@@ -32,7 +34,7 @@ const APPLICATION_ID: i64 = 0x5265_6c79;
 
 const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    steps: &[include_str!("schema/1.sql")],
+    steps: &[include_str!("schema/1.sql"), include_str!("schema/2.sql")],
     // The answer to a repeated `finish` is kept for a week where its rows are gone: far longer than any retry.
     upkeep: "delete from generations where variant_id is null and ended_at < (unixepoch() - 7 * 24 * 60 * 60) * 1000;",
 };
@@ -210,6 +212,32 @@ impl Store for SqliteStore {
     async fn delete_bot(&self, caller: &Principal, id: BotId) -> Result<(), Error> {
         let user = caller.user();
         self.database.write(move |connection| bots::delete(connection, user, id)).await
+    }
+
+    async fn list_keys(&self, caller: &Principal) -> Result<Vec<ProviderKey>, Error> {
+        let user = caller.user();
+        self.database.read(move |connection| keys::list(connection, user)).await
+    }
+
+    async fn put_key(&self, caller: &Principal, key: &NewKey) -> Result<ProviderKey, Error> {
+        let (user, key) = (caller.user(), key.clone());
+        self.database.write(move |connection| keys::put(connection, user, &key)).await
+    }
+
+    async fn reseal_key(
+        &self,
+        caller: &Principal,
+        id: ProviderKeyId,
+        old: &str,
+        new: &str,
+    ) -> Result<(), Error> {
+        let (user, old, new) = (caller.user(), old.to_owned(), new.to_owned());
+        self.database.write(move |connection| keys::reseal(connection, user, id, &old, &new)).await
+    }
+
+    async fn delete_key(&self, caller: &Principal, id: ProviderKeyId) -> Result<(), Error> {
+        let user = caller.user();
+        self.database.write(move |connection| keys::delete(connection, user, id)).await
     }
 
     async fn interrupt_orphans(&self) -> Result<u64, Error> {

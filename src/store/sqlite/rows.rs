@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::id::{
-    BotId, ConversationId, MessageId, MessageRef, StreamId, TEMP_STREAM, UserId, VariantId,
+    BotId, ConversationId, MessageId, MessageRef, ProviderKeyId, StreamId, TEMP_STREAM, UserId,
+    VariantId,
 };
 use crate::store::refusal::refusal;
 use crate::story::{Role, Status};
@@ -29,7 +30,7 @@ macro_rules! as_integer {
     )*};
 }
 
-as_integer! { ConversationId MessageId VariantId BotId }
+as_integer! { ConversationId MessageId VariantId BotId ProviderKeyId }
 
 macro_rules! as_text {
     ($($word:ty)*) => {$(

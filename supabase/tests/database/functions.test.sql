@@ -69,6 +69,10 @@ insert into cases values
     "context_size": 1, "show_reasoning": false, "is_default": false}}', null),
   ('relay_update_bot', '', '{"id": "$bot", "settings": {"name": "x"}}', 'PT403 bot_not_found'),
   ('relay_delete_bot', '', '{"id": "$bot"}', 'PT403 bot_not_found'),
+  ('relay_list_keys', '', '{}', null),
+  ('relay_put_key', '', '{"provider": "demo", "origin": "https://$stream", "last4": "", "sealed": "x"}', null),
+  ('relay_reseal_key', '', '{"id": "$key", "old": "$sealed", "new": "x"}', 'PT404 key_not_found'),
+  ('relay_delete_key', '', '{"id": "$key"}', 'PT404 key_not_found'),
   ('relay_version', '', '{}', null);
 
 insert into known
@@ -88,7 +92,7 @@ language sql immutable as $$
   select function not in ('relay_finish', 'relay_version')
 $$;
 
-select plan(8 + (select 4 * count(*) + count(refused) from cases)::int);
+select plan(11 + (select 4 * count(*) + count(refused) from cases)::int);
 
 select is(
   array(select p.proname::text from pg_proc p
@@ -138,6 +142,14 @@ select is(
   array(select value ->> 'id'
     from jsonb_array_elements(pg_temp.call('stranger', 'relay_list_bots', '{"limit": 100}') -> 'data')),
   array[pg_temp.known('stranger', 'bot')], 'a stranger''s list of bots has the stranger''s');
+select is(
+  array(select value ->> 'id' from jsonb_array_elements(pg_temp.call('stranger', 'relay_list_keys', '{}') -> 'data')),
+  array[pg_temp.known('stranger', 'key')], 'a stranger''s list of keys has the stranger''s');
+select is(
+    array(select value ->> 'sealed' from jsonb_array_elements(pg_temp.call(who, 'relay_begin',
+      pg_temp.turn('with-keys', '{"kind": "nowhere"}')) -> 'keys')),
+    array[pg_temp.known(who, 'sealed')], 'a turn gets the keys of its user: ' || who)
+  from unnest(array['owner', 'stranger']) who;
 select matches(
     pg_temp.attempt('stranger', format('select public.relay_begin(%L::jsonb)',
       pg_temp.turn(pg_temp.known('owner', name), pg_temp.reply(pg_temp.id('stranger', 'conversation'), 'x')))),
@@ -160,6 +172,7 @@ select is(
       ('message_of', '(%1$L, %2$L)', 'message'),
       ('conversation_of', '(%1$L, %2$L)', 'conversation'),
       ('bot_of', '(%1$L, %2$L)', 'bot'),
+      ('keys_for', '(%1$L, (select b from public.relay_bots b))', 'bot'),
       ('path_above', '(%1$L, %2$L, 9999)', 'message'),
       ('saved_stream', '(%1$L, %2$L)', 'stream'),
       ('insert_message', '(%1$L, %2$L, null, ''user'')', 'conversation'),

@@ -27,8 +27,8 @@ create temp view relay_table_grants as
     left join pg_roles r on r.oid = g.grantee;
 
 -- The tests below are of nothing if these are not found.
-select cmp_ok((select count(*) from pg_temp.relay_tables()), '>=', 5::bigint, 'the tables are found');
-select cmp_ok((select count(*) from relay_functions where schema = 'public'), '>=', 18::bigint,
+select cmp_ok((select count(*) from pg_temp.relay_tables()), '>=', 6::bigint, 'the tables are found');
+select cmp_ok((select count(*) from relay_functions where schema = 'public'), '>=', 22::bigint,
   'the functions of the contract are found');
 select cmp_ok((select count(*) from relay_functions where schema = 'relay'), '>=', 20::bigint, 'the helpers are found');
 select cmp_ok((select count(*) from relay_foreign_keys), '>=', 9::bigint, 'the foreign keys are found');

@@ -21,27 +21,28 @@ end
 $$;
 
 -- Inserts the row and counts it: those of its columns that authenticated may write, and `named`. What is unique in it, or
--- refers to another row, is left out where it can be, so that the row it was copied from is not in the way.
+-- refers to another row, is left out where it can be (it may be null, or has a default), so that the row it was copied
+-- from is not in the way.
 create function pg_temp.insertion(relation regclass, row_values jsonb, named text) returns text
 language plpgsql stable as $$
 declare
   columns text;
   left_out text[];
 begin
-  select array_agg(a.attname) into left_out
+  select coalesce(array_agg(a.attname), '{}') into left_out
     from pg_attribute a
-    where a.attrelid = relation and a.attnum > 0 and not a.attnotnull and a.attname <> named
+    where a.attrelid = relation and a.attnum > 0 and (not a.attnotnull or a.atthasdef) and a.attname <> named
       and (exists (select from pg_index i
           where i.indrelid = relation and i.indisunique and a.attnum = any (i.indkey::int2[]))
         or exists (select from pg_constraint k
           where k.conrelid = relation and k.contype = 'f' and k.conkey[1] = a.attnum));
   select string_agg(quote_ident(attname), ', ' order by attnum) into columns
     from pg_attribute
-    where attrelid = relation and attnum > 0 and not attisdropped and (attname = named
+    where attrelid = relation and attnum > 0 and not attisdropped and attname <> all (left_out) and (attname = named
       or has_column_privilege('authenticated', relation, attnum, 'insert') and attidentity = '');
   return format('with made as (
       insert into %1$s (%2$s) select %2$s from jsonb_populate_record(null::%1$s, %3$L) returning 1)
-    select count(*) from made', relation, columns, row_values - coalesce(left_out, '{}'));
+    select count(*) from made', relation, columns, row_values);
 end
 $$;
 
