@@ -27,6 +27,11 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("tower_http", &["src/http/"]),
     ("reqwest", &["src/auth/key_set.rs", "src/provider/", "src/store/functions/postgrest.rs"]),
     ("chacha20poly1305", &["src/seal/"]),
+    // Whoever can make a client can call what a user typed without the guard.
+    (
+        "reqwest::Client",
+        &["src/auth/key_set.rs", "src/provider/client.rs", "src/store/functions/postgrest.rs"],
+    ),
     ("tiktoken_rs", &["src/prompt.rs"]),
     ("jsonwebtoken", &["src/auth/"]),
     ("rusqlite", &["src/journal/file/", "src/sqlite/", "src/store/sqlite/"]),

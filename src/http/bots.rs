@@ -6,7 +6,6 @@ use axum::Json as JsonResponse;
 use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Map, Value};
-use url::Url;
 
 use super::extract::{Id, Json, Listing, Parameters, invalid, parse};
 use super::stream::check_settings;
@@ -24,9 +23,6 @@ const NAME_CHARS_MAX: usize = 200;
 
 /// The longest system prompt, in bytes: some 60,000 tokens, which is more than leaves room for a story.
 const SYSTEM_PROMPT_LEN_MAX: usize = 256 << 10;
-
-/// The longest base URL, in bytes: what browsers and servers agree on.
-const BASE_URL_LEN_MAX: usize = 2_000;
 
 /// `GET /v1/bots`
 pub(super) async fn list(
@@ -114,7 +110,7 @@ fn check(settings: BotSettings, providers: &Providers) -> Result<BotSettings, Er
             providers.names().join(", ")
         )));
     }
-    check_base_url(&settings)?;
+    check_base_url(&settings, providers)?;
     check_settings(settings.max_tokens, settings.temperature)?;
     if settings.system_prompt.len() > SYSTEM_PROMPT_LEN_MAX {
         return Err(invalid(format!(
@@ -132,25 +128,14 @@ fn check(settings: BotSettings, providers: &Providers) -> Result<BotSettings, Er
 }
 
 /// Whether the address has the form of one. Whether it may be called is decided when it is.
-fn check_base_url(settings: &BotSettings) -> Result<(), Error> {
+fn check_base_url(settings: &BotSettings, providers: &Providers) -> Result<(), Error> {
     let base_url = settings.base_url.as_deref().filter(|url| !url.is_empty());
     match (settings.provider.as_str(), base_url) {
         ("custom", None) => Err(invalid("Provider `custom` needs `base_url`.")),
-        ("custom", Some(url)) => parse_base_url(url).map(drop),
+        ("custom", Some(url)) => providers.check_base_url(url),
         (_, Some(_)) => Err(invalid(
             "`base_url` is only for provider `custom`; the other providers have their own.",
         )),
         (_, None) => Ok(()),
     }
-}
-
-/// The address, if it has the form of one.
-pub(super) fn parse_base_url(base_url: &str) -> Result<Url, Error> {
-    let is_web = |url: &Url| {
-        matches!(url.scheme(), "https" | "http")
-            && url.username().is_empty()
-            && url.password().is_none()
-    };
-    let url = Some(base_url).filter(|url| url.len() <= BASE_URL_LEN_MAX);
-    url.and_then(|url| Url::parse(url).ok()).filter(is_web).ok_or_else(|| invalid("`base_url` must be an https address without user name, up to and without `/chat/completions`."))
 }

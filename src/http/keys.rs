@@ -8,7 +8,6 @@ use http::StatusCode;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
-use super::bots::parse_base_url;
 use super::extract::{Id, Json, invalid};
 use crate::auth::Principal;
 use crate::error::Error;
@@ -85,14 +84,7 @@ fn check(body: Body, providers: &Providers) -> Result<Body, Error> {
             Err(invalid("Provider `custom` needs `base_url`: the key is sent to its origin alone."))
         }
         (CUSTOM, Some(base_url)) => {
-            let url = parse_base_url(base_url)?;
-            if url.query().is_some() || url.fragment().is_some() {
-                return Err(invalid("`base_url` must have no query and no fragment."));
-            }
-            // Whoever is on the way reads what goes over http.
-            if url.scheme() != "https" && !providers.allows(&url) {
-                return Err(invalid("`base_url` must be an https address."));
-            }
+            providers.check_base_url(base_url)?;
             Ok(body)
         }
         (_, Some(_)) => Err(invalid(

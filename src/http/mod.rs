@@ -10,6 +10,7 @@ mod cors;
 mod extract;
 mod keys;
 pub mod listener;
+mod loops;
 mod operations;
 mod reject;
 mod request_log;
@@ -65,6 +66,7 @@ pub fn router(relay: Arc<Relay>, origins: Origins) -> Router {
         .fallback(route_not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
+        .layer(from_fn(loops::refuse))
         .layer(CatchPanicLayer::custom(reject::panicked))
         .layer(cors::layer(origins))
         .layer(from_fn(request_log::log))

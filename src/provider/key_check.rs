@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::openai::{Endpoint, describe};
+use super::openai::{Endpoint, Upstream, describe};
 
 /// How long a provider may take to answer. An operator is waiting.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,7 +26,9 @@ impl Endpoint {
     /// Asks the provider who is asking.
     pub(super) async fn check_key(&self, client: &reqwest::Client) -> KeyCheck {
         let Some(path) = self.habits.key_check else { return KeyCheck::Untried };
-        let mut url = self.chat_completions.clone();
+        // Only the operator's own keys are checked, and they go nowhere else.
+        let Upstream::Trusted(chat_completions) = &self.upstream else { return KeyCheck::Untried };
+        let mut url = chat_completions.clone();
         let base = url.path().trim_end_matches("/chat/completions").to_owned();
         url.set_path(&format!("{base}{path}"));
         let mut request = client.get(url).timeout(CHECK_TIMEOUT);

@@ -1,11 +1,14 @@
 //! Providers of language models: what they are asked, and what they answer, whoever they are.
 //!
 //! There is one dialect, OpenAI's chat completions over SSE; each provider's habits are data in `habits.rs`. The
-//! `demo` needs no network. A request is tried again only as long as no token has come: after that a second try
+//! `demo` needs no network. Addresses that the operator named are called as they are, those that users typed through
+//! `guard/`. A request is tried again only as long as no token has come: after that a second try
 //! would give the reader a second answer.
 
 mod chunk;
+mod client;
 mod demo;
+mod guard;
 mod habits;
 mod key_check;
 mod openai;
@@ -21,9 +24,11 @@ use crate::event::{Kind, Usage};
 use crate::story::Beat;
 use crate::text;
 
+pub use guard::{LOOP_MARK, UpstreamAllow, special_purpose};
 pub use key_check::KeyCheck;
 use openai::Endpoint;
-pub use registry::{Added, Providers, UpstreamAllow, key_variable};
+use registry::chat_completions;
+pub use registry::{Added, Providers, key_variable};
 pub(crate) use registry::{CUSTOM, known_names};
 
 /// What a provider is asked.

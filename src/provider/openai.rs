@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{StatusCode, header};
-use reqwest::Response;
+use reqwest::{RequestBuilder, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::chunk::{self, ChunkError};
+use super::guard::{Guard, UserUrl};
 use super::habits::Habits;
 use super::sse::Decoder;
 use super::{Batch, Completed, Progress, Request};
@@ -48,11 +50,20 @@ const FINISH_REASON_LEN_MAX: usize = 64;
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     pub(super) name: String,
-    pub(super) chat_completions: Url,
+    pub(super) upstream: Upstream,
     pub(super) key: Key,
     pub(super) habits: Habits,
     /// Whether the operator named its address.
     pub(super) is_added: bool,
+}
+
+/// Where requests are posted, and whose word that is.
+#[derive(Debug, Clone)]
+pub(super) enum Upstream {
+    /// The operator's, or a known provider's.
+    Trusted(Url),
+    /// A user's.
+    Guarded(UserUrl),
 }
 
 /// The key that a server is asked with, by whose it is.
@@ -118,20 +129,29 @@ impl Endpoint {
     pub(super) async fn open(
         self: &Arc<Self>,
         client: &reqwest::Client,
+        guard: &Guard,
         request: &Request,
     ) -> Result<Stream, Refusal> {
-        let mut call = client
-            .post(self.chat_completions.clone())
-            .header(header::ACCEPT, "text/event-stream")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(self.body(request).to_string());
-        if let Some(key) = self.key.text() {
-            call = call.bearer_auth(key);
-        }
-        let response = call.send().await.map_err(|error| Refusal {
-            error: self.unreachable().with_detail(describe(error)),
-            is_worth_another_try: true,
-        })?;
+        let body = Bytes::from(self.body(request).to_string());
+        let prepare = |call: RequestBuilder| {
+            let call = call
+                .header(header::ACCEPT, "text/event-stream")
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(body.clone());
+            match self.key.text() {
+                Some(key) => call.bearer_auth(key),
+                None => call,
+            }
+        };
+        let response = match &self.upstream {
+            Upstream::Trusted(url) => {
+                prepare(client.post(url.clone())).send().await.map_err(|error| Refusal {
+                    error: self.unreachable().with_detail(describe(error)),
+                    is_worth_another_try: true,
+                })?
+            }
+            Upstream::Guarded(url) => guard.post(url, prepare).await?,
+        };
         let content_type =
             response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let content_type =
@@ -419,7 +439,7 @@ mod tests {
     fn a_providers_words_are_passed_on_without_keys() {
         let endpoint = Endpoint {
             name: "custom".to_owned(),
-            chat_completions: Url::parse("https://llm.example").unwrap(),
+            upstream: Upstream::Trusted(Url::parse("https://llm.example").unwrap()),
             key: Key::Users(SecretString::from("Canary-0123456789-abcdefghij")),
             habits: ORDINARY,
             is_added: false,

@@ -1,26 +1,22 @@
 //! Which providers there are, with whose key each is called, and the call itself.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use secrecy::SecretString;
 use tokio::time::{Instant, sleep};
-use url::{Host, Url};
+use url::Url;
 
+use super::guard::{self, Guard, UpstreamAllow};
 use super::habits::{Habits, KNOWN, ORDINARY};
-use super::openai::{Endpoint, Key, Refusal};
-use super::{Batch, Call, Completion, KeyCheck, Progress, Request, Target, demo, retry};
+use super::openai::{Endpoint, Key, Refusal, Upstream};
+use super::{Batch, Call, Completion, KeyCheck, Progress, Request, Target, client, demo, retry};
 use crate::bot::BotSettings;
 use crate::error::{Code, Error};
 
 /// How long connecting to a provider may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long an idle connection to a provider is kept for the next request; below what providers' front doors keep.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// The provider whose address is a user's word.
 pub(crate) const CUSTOM: &str = "custom";
@@ -34,34 +30,12 @@ pub struct Added {
     pub base_url: Url,
 }
 
-/// What `custom` addresses may reach though private: networks, and hosts by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UpstreamAllow {
-    /// Networks; a single address is a network of one.
-    pub networks: Vec<IpNet>,
-    /// Host names, in lower case.
-    pub hosts: Vec<String>,
-}
-
-impl UpstreamAllow {
-    fn covers(&self, url: &Url) -> bool {
-        let is_in_network =
-            |address: IpAddr| self.networks.iter().any(|network| network.contains(&address));
-        match url.host() {
-            Some(Host::Domain(name)) => self.hosts.iter().any(|host| host == name),
-            Some(Host::Ipv4(address)) => is_in_network(address.into()),
-            Some(Host::Ipv6(address)) => is_in_network(address.into()),
-            None => false,
-        }
-    }
-}
-
 /// The providers that bots can name.
 #[derive(Debug)]
 pub struct Providers {
     endpoints: HashMap<String, Arc<Endpoint>>,
-    allow: UpstreamAllow,
     client: reqwest::Client,
+    guard: Guard,
 }
 
 impl Providers {
@@ -83,14 +57,18 @@ impl Providers {
             let habits = Habits::of(name).unwrap_or(Habits { needs_key: false, ..ORDINARY });
             let endpoint = Endpoint {
                 name: name.to_owned(),
-                chat_completions: chat_completions(&base_url),
+                upstream: Upstream::Trusted(chat_completions(&base_url)),
                 key: key(name).map_or(Key::None, Key::Operators),
                 habits,
                 is_added,
             };
             (name.to_owned(), Arc::new(endpoint))
         });
-        Ok(Self { endpoints: endpoints.collect(), allow, client: client()? })
+        Ok(Self {
+            endpoints: endpoints.collect(),
+            client: client::builder(CONNECT_TIMEOUT).build()?,
+            guard: Guard::new(allow)?,
+        })
     }
 
     /// Whether bots can name `provider`.
@@ -112,12 +90,6 @@ impl Providers {
     #[must_use]
     pub fn names_with_keys(&self) -> Vec<&str> {
         self.names().into_iter().filter(|name| *name != demo::NAME).collect()
-    }
-
-    /// Whether the operator has allowed the address by `RELAY_UPSTREAM_ALLOW`.
-    #[must_use]
-    pub fn allows(&self, url: &Url) -> bool {
-        self.allow.covers(url)
     }
 
     /// Asks every provider that the operator has set up whether it takes the operator's key, one after the other, some
@@ -175,20 +147,23 @@ impl Providers {
 
     /// A user's own address. The operator's keys never go there.
     fn custom(&self, base_url: &str, own_key: Option<Key>) -> Result<Target, Error> {
-        let url = Url::parse(base_url).ok().filter(|url| matches!(url.scheme(), "https" | "http"));
-        let url = url.filter(|url| self.allow.covers(url)).ok_or_else(|| {
-            Error::new(
-                Code::UpstreamNotAllowed,
-                "This relay does not call the bot's `base_url`. Choose one of its providers, or ask whoever runs it to allow the address.",
-            )
-        })?;
+        let base_url = self.guard.parse(base_url).map_err(guard::refused)?;
         Ok(Target::Endpoint(Arc::new(Endpoint {
             name: CUSTOM.to_owned(),
-            chat_completions: chat_completions(&url),
+            upstream: Upstream::Guarded(base_url.chat_completions()),
             key: own_key.unwrap_or(Key::None),
             habits: ORDINARY,
             is_added: false,
         })))
+    }
+
+    /// Whether a bot of provider `custom` can have the address: its form alone, because what is behind it can change.
+    ///
+    /// # Errors
+    /// `InvalidRequest`, with what is wrong with the form.
+    pub fn check_base_url(&self, base_url: &str) -> Result<(), Error> {
+        let fault = |fault| Error::new(Code::InvalidRequest, format!("`base_url` {fault}."));
+        self.guard.parse(base_url).map(drop).map_err(fault)
     }
 
     /// Asks the provider, and asks again as long as no token has come and `deadline` leaves time for it. When this returns, the first of the answer is in
@@ -235,7 +210,7 @@ impl Providers {
         request: &Request,
         batch: &mut Batch,
     ) -> Result<(Completion, Result<Progress, Error>), Refusal> {
-        let mut stream = endpoint.open(&self.client, request).await?;
+        let mut stream = endpoint.open(&self.client, &self.guard, request).await?;
         loop {
             let progress = match stream.read(batch).await {
                 Ok(Progress::More) if !batch.has_tokens() => continue,
@@ -259,24 +234,12 @@ pub fn key_variable(provider: &str) -> String {
     format!("{}_API_KEY", provider.to_ascii_uppercase().replace('-', "_"))
 }
 
-fn chat_completions(base_url: &Url) -> Url {
+/// Where the dialect's one question is asked.
+pub(super) fn chat_completions(base_url: &Url) -> Url {
     let mut url = base_url.clone();
     let path = format!("{}/chat/completions", base_url.path().trim_end_matches('/'));
     url.set_path(&path);
     url
-}
-
-/// The one HTTP client for providers. It follows no redirect, which could carry a key elsewhere, and heeds no proxy
-/// settings of the environment, which could put somebody in between.
-fn client() -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder()
-        .user_agent(concat!("storytellr-relay/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-        .tcp_nodelay(true)
-        .build()
 }
 
 #[cfg(test)]
@@ -293,11 +256,14 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(bot: &BotSettings, allow: UpstreamAllow, expected: Result<&str, Code>) {
-        let target = providers(allow).target(bot, None);
+    fn check(bot: &BotSettings, expected: Result<&str, Code>) {
+        let target = providers(UpstreamAllow::default()).target(bot, None);
         let url = target.as_ref().map(|target| match target {
             Target::Demo => "demo",
-            Target::Endpoint(endpoint) => endpoint.chat_completions.as_str(),
+            Target::Endpoint(endpoint) => match &endpoint.upstream {
+                Upstream::Trusted(url) => url.as_str(),
+                Upstream::Guarded(_) => "guarded",
+            },
         });
         assert_eq!(url.map_err(Error::code), expected);
     }
@@ -312,43 +278,27 @@ mod tests {
 
     #[test]
     fn known_and_added_providers_are_called_at_their_addresses() {
-        let none = UpstreamAllow::default;
-        check(&bot("demo", None), none(), Ok("demo"));
-        check(&bot("openai", None), none(), Ok("https://api.openai.com/v1/chat/completions"));
-        check(&bot("north", None), none(), Ok("http://127.0.0.1:9/v1/chat/completions"));
-        check(&bot("deepseek", None), none(), Err(Code::NoProviderKey));
-        check(&bot("nobody", None), none(), Err(Code::UnknownProvider));
+        check(&bot("demo", None), Ok("demo"));
+        check(&bot("openai", None), Ok("https://api.openai.com/v1/chat/completions"));
+        check(&bot("north", None), Ok("http://127.0.0.1:9/v1/chat/completions"));
+        check(&bot("deepseek", None), Err(Code::NoProviderKey));
+        check(&bot("nobody", None), Err(Code::UnknownProvider));
     }
 
     #[test]
-    fn custom_addresses_are_refused_unless_allowed_and_get_no_key() {
-        let allow = || UpstreamAllow {
-            networks: vec!["10.0.0.0/8".parse().unwrap()],
-            hosts: vec!["llm.lan".to_owned()],
-        };
+    fn users_addresses_go_through_the_guard_and_get_no_key() {
         let custom = |url| bot("custom", Some(url));
-        check(
-            &custom("http://llm.lan:8000/v1"),
-            allow(),
-            Ok("http://llm.lan:8000/v1/chat/completions"),
-        );
-        check(&custom("http://10.1.2.3/v1"), allow(), Ok("http://10.1.2.3/v1/chat/completions"));
-        for refused in [
-            "http://11.0.0.1",
-            "https://api.openai.com",
-            "http://llm.lan.evil.io",
-            "file:///etc/passwd",
-            "",
-            "x",
-        ] {
-            check(&custom(refused), allow(), Err(Code::UpstreamNotAllowed));
+        for url in ["https://api.openai.com/v1", "https://10.1.2.3", "https://localhost"] {
+            check(&custom(url), Ok("guarded"));
+        }
+        for url in ["http://a.example", "file:///etc/passwd", "", "x"] {
+            check(&custom(url), Err(Code::UpstreamNotAllowed));
         }
     }
 
     #[test]
     fn a_users_own_key_is_used_before_the_operators_which_never_goes_to_a_custom_address() {
-        let allow = || UpstreamAllow { networks: Vec::new(), hosts: vec!["llm.lan".to_owned()] };
-        let custom = bot("custom", Some("http://llm.lan"));
+        let custom = bot("custom", Some("https://api.openai.com/v1"));
         for (bot, own, expected) in [
             (&bot("openai", None), None, Some("sk-operator")),
             (&bot("openai", None), Some("sk-own"), Some("sk-own")),
@@ -358,7 +308,8 @@ mod tests {
             (&custom, None, None),
             (&custom, Some("sk-own"), Some("sk-own")),
         ] {
-            let target = providers(allow()).target(bot, own.map(SecretString::from)).unwrap();
+            let own = own.map(SecretString::from);
+            let target = providers(UpstreamAllow::default()).target(bot, own).unwrap();
             let Target::Endpoint(endpoint) = target else { panic!("{bot:?}") };
             assert_eq!(endpoint.key.text(), expected, "{bot:?}");
         }

@@ -19,6 +19,7 @@ mod provider;
 mod redis;
 mod relay;
 
+mod addresses;
 mod auth;
 mod bad_input;
 mod bots;
@@ -46,3 +47,4 @@ mod strangers;
 mod streaming;
 mod takeover;
 mod tenants;
+mod upstreams;
