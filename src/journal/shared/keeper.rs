@@ -1,6 +1,5 @@
 //! Who is alive: this instance renews its lease, takes over from those that did not, and forgets what nobody needs here.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use redis::streams::StreamRangeReply;
@@ -200,8 +199,9 @@ impl Shared {
 
     /// Tells writers elsewhere of followers here, and gives up what nobody follows, or nobody knows any more.
     async fn look_after_mirrors(&self) -> Result<(), Away> {
+        let Some(up_for) = self.redis.up_for() else { return Err(Away) };
         let now = Instant::now();
-        let mut known: HashMap<String, Name> = HashMap::new();
+        let mut followed: Vec<(String, Name)> = Vec::new();
         let mut calls = redis::pipe();
         self.mirrors.lock().retain(|log_id, mirror| {
             if mirror.log.has_readers() {
@@ -209,29 +209,35 @@ impl Shared {
                 let of = Of { name: &mirror.name, log_id };
                 Wish::Follow.tell(&mut calls, &mirror.holder, of, &self.instance);
             }
-            let is_needed = now.duration_since(mirror.read_at) < IDLE_TIME
-                && now.duration_since(mirror.known_at) < UNKNOWN_TIME;
-            if is_needed {
-                known.insert(log_id.clone(), mirror.name.clone());
+            let is_followed = now.duration_since(mirror.read_at) < IDLE_TIME;
+            if is_followed {
+                followed.push((log_id.clone(), mirror.name.clone()));
             } else {
                 mirror.log.lose();
             }
-            is_needed
+            is_followed
         });
-        if known.is_empty() {
+        if followed.is_empty() {
             return Ok(());
         }
-        for name in known.values() {
+        for (_, name) in &followed {
             calls.cmd("HMGET").arg(keys::generation(name)).arg("log").arg("holder");
         }
         let found: Vec<(Option<String>, Option<String>)> = self.redis.pipeline(&calls).await?;
         let mut mirrors = self.mirrors.lock();
-        for (log_id, (found_id, holder)) in known.into_keys().zip(found) {
-            if let (Some(mirror), Some(holder)) = (mirrors.get_mut(&log_id), holder)
-                && found_id == Some(log_id)
-            {
-                mirror.known_at = now;
-                mirror.holder = holder;
+        for ((log_id, _), (found_id, holder)) in followed.into_iter().zip(found) {
+            let Some(mirror) = mirrors.get_mut(&log_id) else { continue };
+            match holder.filter(|_| found_id.as_ref() == Some(&log_id)) {
+                Some(holder) => {
+                    mirror.known_at = now;
+                    mirror.holder = holder;
+                }
+                // While Redis is away nobody can tell it anything.
+                None if up_for.min(mirror.known_at.elapsed()) > UNKNOWN_TIME => {
+                    mirror.log.lose();
+                    mirrors.remove(&log_id);
+                }
+                None => {}
             }
         }
         Ok(())

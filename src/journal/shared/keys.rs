@@ -30,8 +30,15 @@ pub(super) fn generation(name: &Name) -> String {
     format!("relay:generation:{}", word(name))
 }
 
+const LOG: &str = "relay:log:";
+
 pub(super) fn log(id: &str) -> String {
-    format!("relay:log:{id}")
+    format!("{LOG}{id}")
+}
+
+/// The log that has that key.
+pub(super) fn log_id(key: &str) -> Option<&str> {
+    key.strip_prefix(LOG)
 }
 
 pub(super) fn running(owner: UserId) -> String {

@@ -200,7 +200,7 @@ impl Shared {
                         last_wish.clone_from(&wish.id);
                         self.hear_wish(wish);
                     }
-                } else if let Some(log_id) = logs.iter().find(|id| keys::log(id) == stream.key) {
+                } else if let Some(log_id) = keys::log_id(&stream.key) {
                     self.mirrors.hear(log_id, &stream.ids);
                 }
             }
