@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::client::Reading;
+use crate::cutter::Cutter;
+use crate::database::Database;
 use crate::provider::{Gate, PATIENCE, Provider, Script};
 use crate::redis::{Pair, Redis};
 use crate::relay::{TestRelay, User};
@@ -308,6 +310,96 @@ async fn a_writer_that_was_paused_for_longer_than_its_lease_changes_nothing() {
     }
     provider.once(Script::telling(&WORDS));
     assert_eq!(pair.user.told(pair.story, "Go on.").await["saved"], true);
+    pair.finish().await;
+}
+
+/// Two relays whose way to the database can be cut.
+async fn cuttable(provider: &Provider) -> (Pair, Cutter) {
+    let database = Database::shared().await;
+    let cutter = Cutter::before(database.port()).await;
+    let url = database.url_at("relay", cutter.port());
+    let pair =
+        Pair::start_with(provider, |relay| relay.env("RELAY_DATABASE_URL", url.clone())).await;
+    (pair, cutter)
+}
+
+#[tokio::test]
+async fn what_a_killed_relay_had_finished_but_not_saved_is_saved_whole_by_another() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let (mut pair, database) = cuttable(&provider).await;
+    let here = pair.user.say(pair.story, "Go.").await;
+    let stream_id = here.stream_id();
+    let mut there = pair.away.follow(&stream_id, None).await;
+    database.shut();
+    gate.open();
+    // All of it is told before it is saved, and it is tried for some seconds.
+    read_to(&mut there, &text()).await;
+    pair.first.logs("save failed").await;
+    pair.first.kill().await;
+    database.open();
+    let done = there.done().await;
+    assert_eq!((&done["status"], &done["saved"]), (&json!("complete"), &json!(true)));
+    assert_eq!(done["finish_reason"], "stop", "it is told as its own relay would have");
+    let saved = saved_once(&pair.away, pair.story, &stream_id, "complete").await;
+    assert_eq!(saved["content"], text());
+    pair.first.start_again().await;
+    saved_once(&pair.user, pair.story, &stream_id, "complete").await;
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_in_the_outbox_of_a_killed_relay_is_nobody_elses_to_end() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let (mut pair, database) = cuttable(&provider).await;
+    let mut here = pair.user.say(pair.story, "Go.").await;
+    let stream_id = here.stream_id();
+    database.shut();
+    gate.open();
+    assert_eq!(here.done().await["saved"], false);
+    pair.first.kill().await;
+    database.open();
+    // For longer than a lease. It is over, and whoever asks gets all of it.
+    sleep(Duration::from_secs(9)).await;
+    let mut there = pair.away.follow(&stream_id, None).await;
+    assert_eq!((there.done().await["status"].clone(), there.text()), (json!("complete"), text()));
+    pair.first.start_again().await;
+    let saved = saved_once(&pair.away, pair.story, &stream_id, "complete").await;
+    assert_eq!(saved["content"], text());
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn what_redis_never_heard_of_is_saved_from_the_data_folder() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let mut pair = Pair::start(&provider).await;
+    let mut here = pair.user.say(pair.story, "Go.").await;
+    let stream_id = here.stream_id();
+    gate.step();
+    let mut there = pair.away.follow(&stream_id, None).await;
+    read_to(&mut there, WORDS[0]).await;
+    pair.redis.cutter.shut();
+    for word in 1..4 {
+        gate.step();
+        read_to(&mut here, &WORDS[..=word].concat()).await;
+    }
+    // The file is at most a batch behind.
+    sleep(Duration::from_millis(500)).await;
+    pair.first.kill().await;
+    pair.redis.cutter.open();
+    pair.first.start_again().await;
+    let saved = saved_once(&pair.user, pair.story, &stream_id, "interrupted").await;
+    assert_eq!(saved["content"], WORDS[..4].concat());
+    // Who followed elsewhere is told all of it, or cut off and told when coming back.
+    while there.next_if_whole().await.is_some() {}
+    if !there.seen.last().is_some_and(|event| event.is_end()) {
+        let mut more = pair.away.follow(&stream_id, there.seen.last().and_then(|e| e.id)).await;
+        more.error().await;
+        there.seen.extend(more.seen);
+    }
+    assert_eq!(there.text(), WORDS[..4].concat());
     pair.finish().await;
 }
 

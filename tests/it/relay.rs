@@ -115,6 +115,15 @@ impl TestRelay {
         User { shared: Arc::clone(&self.shared), ..user.clone() }
     }
 
+    /// Returns when the relay's log has those words.
+    pub(crate) async fn logs(&self, words: &str) {
+        let since = Instant::now();
+        while !self.log().contains(words) {
+            assert!(since.elapsed() < PATIENCE, "never logged: {words}\n{}", self.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Returns when the relay says that it is ready and reaches others.
     pub(crate) async fn is_in_touch(&self) {
         self.says("\"redis\":\"up\"").await;

@@ -10,7 +10,7 @@ use http::Method;
 use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::client::{Event, Reading};
 use crate::provider::{PATIENCE, Provider, Script};
@@ -35,30 +35,31 @@ fn telling(pause: Duration) -> Script {
     script.finish("stop").done()
 }
 
-/// A reader who starts a stream at one relay and goes on at the other until the end. All events; none if the stream is
-/// not there.
-async fn read_anywhere(user: User, away: User, story: i64, stream_id: String) -> Vec<Event> {
+/// A reader who starts a stream at the first relay and goes on at the others until the end. All events; none if the stream
+/// is not there.
+async fn read_anywhere(at: &[User], story: i64, stream_id: String) -> Vec<Event> {
     let body = json!({"conversation_id": story, "input": "Go on.", "stream_id": stream_id});
     let mut seen = Vec::new();
-    let sent = user.request(Method::POST, "/v1/stream").body(body.to_string()).send().await;
+    let sent = at[0].request(Method::POST, "/v1/stream").body(body.to_string()).send().await;
     if let Ok(response) = sent
         && response.status() == 200
     {
         seen = read_to_the_end(response).await;
     }
     let since = Instant::now();
-    while !seen.last().is_some_and(Event::is_end) {
+    for user in at[1..].iter().cycle() {
+        if seen.last().is_some_and(Event::is_end) {
+            break;
+        }
         assert!(since.elapsed() < 2 * PATIENCE, "{stream_id} has no end: {seen:?}");
         let after = seen.last().and_then(|event: &Event| event.id).unwrap_or(0);
         let path = format!("/v1/streams/{stream_id}?after={after}");
-        let response = away.request(Method::GET, &path).send().await.unwrap();
-        match response.status().as_u16() {
-            200 => seen.extend(read_to_the_end(response).await),
-            404 if seen.is_empty() => break,
-            status => {
-                assert_eq!(status, 503, "{:?}", Answer::of(response).await);
-                sleep(Duration::from_millis(100)).await;
-            }
+        let asked = user.request(Method::GET, &path).send().await;
+        match asked.map(|response| (response.status().as_u16(), response)) {
+            Ok((200, response)) => seen.extend(read_to_the_end(response).await),
+            Ok((404, _)) if seen.is_empty() => break,
+            Ok((503, _)) | Err(_) => sleep(Duration::from_millis(100)).await,
+            Ok((_, response)) => panic!("{stream_id}: {:?}", Answer::of(response).await),
         }
     }
     seen
@@ -87,7 +88,7 @@ async fn killed_at(pair: &mut Pair, seed: u64) -> Vec<String> {
         let stream_id = format!("{seed}-{at}");
         let (user, away) = (pair.user.clone(), pair.away.clone());
         readers.spawn(async move {
-            let seen = read_anywhere(user, away, story, stream_id.clone()).await;
+            let seen = read_anywhere(&[user, away], story, stream_id.clone()).await;
             (stream_id, seen)
         });
     }
@@ -108,17 +109,22 @@ async fn killed_at(pair: &mut Pair, seed: u64) -> Vec<String> {
     if !is_back_at_once {
         pair.first.start_again().await;
     }
-    let tree = pair.away.tree(story).await;
+    check(&pair.away, story, told).await
+}
+
+/// Holds streams to the oracle. Returns how each ended.
+async fn check(user: &User, story: i64, told: Vec<(String, Vec<Event>)>) -> Vec<String> {
+    let tree = user.tree(story).await.to_string();
     let mut endings = Vec::new();
     for (stream_id, seen) in told {
-        let variants = tree.to_string().matches(&format!("\"stream_id\":\"{stream_id}\"")).count();
+        let variants = tree.matches(&format!("\"stream_id\":\"{stream_id}\"")).count();
         if seen.is_empty() {
             endings.push("none".to_owned());
             continue;
         }
         assert_eq!(variants, 1, "{stream_id}: {tree}");
         let path = format!("/v1/message-by-stream-id?stream_id={stream_id}");
-        let saved = pair.away.get(&path).await.ok(200);
+        let saved = user.get(&path).await.ok(200);
         let (content, status) =
             (saved["content"].as_str().unwrap(), saved["status"].as_str().unwrap());
         assert_eq!(content, text(&seen), "{stream_id} ({status}): {seen:?}");
@@ -166,4 +172,62 @@ async fn a_relay_killed_beside_another_loses_and_doubles_nothing() {
     let endings = endings.lock().await;
     println!("endings of streams of killed relays: {endings:?}");
     assert!(endings.contains_key("interrupted") && endings.contains_key("complete"), "{endings:?}");
+}
+
+/// How long relays are restarted one after the other; longer by `RELAY_TEST_SECONDS`.
+const RESTARTS_TIME: u64 = 10;
+
+/// How often one is.
+const RESTART_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Streams at any moment meanwhile.
+const READERS: u64 = 30;
+
+#[tokio::test]
+async fn every_message_ends_once_while_relays_are_restarted_one_after_the_other() {
+    let provider = Provider::start().await;
+    provider.always(telling(Duration::from_millis(60)));
+    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_DRAIN", "500ms")).await;
+    let seconds = std::env::var("RELAY_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
+    let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(RESTARTS_TIME));
+    let Pair { redis, mut first, mut second, user, away, story } = pair;
+    let mut readers = JoinSet::new();
+    for reader in 0..READERS {
+        let mut at = [user.clone(), away.clone()];
+        readers.spawn(async move {
+            let mut told = Vec::new();
+            for number in 0.. {
+                if Instant::now() >= until {
+                    break;
+                }
+                at.reverse();
+                let stream_id = format!("{reader}-{number}");
+                let everywhere = [at[0].clone(), at[1].clone(), at[0].clone()];
+                told.push((stream_id.clone(), read_anywhere(&everywhere, story, stream_id).await));
+            }
+            told
+        });
+    }
+    let mut restarts = 0;
+    let mut restart_at = Instant::now() + RESTART_INTERVAL;
+    while restart_at < until {
+        sleep_until(restart_at).await;
+        restart_at += RESTART_INTERVAL;
+        let relay = if restarts % 2 == 0 { &mut first } else { &mut second };
+        relay.restart().await;
+        restarts += 1;
+    }
+    let told: Vec<_> = readers.join_all().await.into_iter().flatten().collect();
+    assert!(restarts > 0 && told.len() > 20, "{restarts} {}", told.len());
+    let endings = check(&user, story, told).await;
+    let count = |ending: &str| endings.iter().filter(|known| *known == ending).count();
+    println!(
+        "{restarts} restarts: complete {}, interrupted {}, not begun {}",
+        count("complete"),
+        count("interrupted"),
+        count("none")
+    );
+    first.finish().await;
+    second.finish().await;
+    drop(redis);
 }
