@@ -79,7 +79,10 @@ pub async fn start(relay: &Arc<Relay>, caller: Principal, turn: Turn) -> Result<
     };
     let log = match relay.journal.claim(opening).await? {
         Claim::Existing(log) => log,
-        Claim::New(_) if relay.tasks.is_draining() => return Err(shutting_down()),
+        Claim::New(writer) if relay.tasks.is_draining() => {
+            writer.refuse(shutting_down());
+            return Err(shutting_down());
+        }
         Claim::New(writer) => {
             let log = Arc::clone(writer.log());
             relay.tasks.spawn(run(Arc::clone(relay), caller, turn, writer).in_current_span());
