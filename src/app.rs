@@ -18,12 +18,12 @@ use crate::journal::shared::SharedJournal;
 use crate::journal::{Journal, Recorder, Records};
 use crate::lifecycle::Tasks;
 use crate::limits::memory::MemoryLimits;
+use crate::outbox_worker;
 use crate::prompt;
 use crate::provider::Providers;
 use crate::recovery;
 use crate::relay::Relay;
 use crate::replay;
-use crate::saving;
 use crate::store::Store;
 use crate::store::functions::FunctionStore;
 use crate::store::functions::postgres::PostgresFunctions;
@@ -76,7 +76,7 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     });
     if let Database::Sqlite(_) = config.database {
         // What was recorded is saved first, so that nobody sees an orphan where there is a text.
-        saving::work_off_due(&relay).await?;
+        outbox_worker::run_due(&relay).await?;
         interrupt_orphans(&*relay.store).await?;
     }
     let (recorder, tasks) = (Arc::clone(&relay.recorder), relay.tasks.clone());
@@ -84,7 +84,7 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     let journal = Arc::clone(&relay);
     relay.tasks.serve(async move { journal.journal.run().await });
     relay.tasks.serve(recovery::end_orphans(Arc::clone(&relay)));
-    relay.tasks.serve(saving::work_off(Arc::clone(&relay)));
+    relay.tasks.serve(outbox_worker::run(Arc::clone(&relay)));
     Ok(relay)
 }
 
@@ -97,6 +97,11 @@ const JOURNAL_FILE: &str = "journal.db";
 /// The journal: in memory, and shared with other instances if there is a Redis.
 async fn open_journal(config: &Config, file: &JournalFile) -> Result<Box<dyn Journal>, Error> {
     let Some(url) = &config.redis_url else { return Ok(Box::new(MemoryJournal::default())) };
+    if matches!(config.database, Database::Sqlite(_) | Database::Memory) {
+        tracing::warn!(
+            "RELAY_REDIS_URL is for several relays before one database, and this one's database is its own"
+        );
+    }
     let instance = call_id();
     let predecessor = file.hand_over(instance).await?;
     let live_time = config.times.generation + LIVE_TIME_BEYOND;

@@ -38,7 +38,7 @@ impl<W: Write> Findings<W> {
     }
 
     fn of<T>(&mut self, part: &str, result: Result<T, Error>) -> Option<T> {
-        result.map_err(|error| self.wrong(part, told(&error))).ok()
+        result.map_err(|error| self.wrong(part, error.to_operator())).ok()
     }
 
     fn line(&mut self, state: &str, part: &str, what: &str) {
@@ -183,10 +183,10 @@ async fn check_token<W: Write>(
                 "token",
                 format!(
                     "the database does not know SUPABASE_JWT_SECRET: it is not the project's ({})",
-                    told(&error)
+                    error.to_operator()
                 ),
             ),
-            Err(error) => findings.wrong("token", told(&error)),
+            Err(error) => findings.wrong("token", error.to_operator()),
         }
     }
 }
@@ -234,14 +234,5 @@ async fn check_providers<W: Write>(config: &Config, findings: &mut Findings<W>) 
             KeyCheck::Unclear(reason) => findings.note("provider", format!("{name}: {reason}")),
             KeyCheck::Failed(reason) => findings.wrong("provider", format!("{name}: {reason}")),
         }
-    }
-}
-
-/// What went wrong, in the words that are for an operator.
-fn told(error: &Error) -> String {
-    match error.detail() {
-        Some(detail) if error.code() == Code::Internal => detail.to_owned(),
-        Some(detail) => format!("{} ({detail})", error.message()),
-        None => error.message().to_owned(),
     }
 }

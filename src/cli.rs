@@ -12,6 +12,7 @@ use tracing::info;
 use uuid::Uuid;
 
 use crate::config::{Config, Data, Mode, parse_duration};
+use crate::error::Error;
 use crate::lifecycle::Signals;
 use crate::outbox::Outbox;
 use crate::{app, check, clock, dev, http, migrate, telemetry};
@@ -90,8 +91,12 @@ pub fn run(cli: &Cli, lookup: impl Fn(&str) -> Option<String>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
+            let told = match failure.downcast_ref::<Error>() {
+                Some(error) => error.to_operator(),
+                None => failure.to_string(),
+            };
             // If standard error is gone there is nobody left to tell.
-            let _written = writeln!(std::io::stderr(), "storytellr-relay: {failure}");
+            let _written = writeln!(std::io::stderr(), "storytellr-relay: {told}");
             ExitCode::FAILURE
         }
     }
@@ -194,6 +199,8 @@ async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
         signals.next().await;
         // New connections are taken until the end: readers come back to running streams by them.
         relay.tasks.shut_down(relay.times.drain, signals.next()).await;
+        // Before readers' connections end: those who go on at another relay find there how it ended.
+        relay.journal.close().await;
         closing.cancel();
     };
     let router = http::router(Arc::clone(&relay), origins);
@@ -206,7 +213,6 @@ async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
         error = relay.tasks.failed() => return Err(error.into()),
     }
     relay.recorder.flush().await?;
-    relay.journal.close().await;
     info!("stopped");
     Ok(())
 }

@@ -168,6 +168,16 @@ impl Error {
         self.detail.as_deref()
     }
 
+    /// What went wrong and what to do, for the operator.
+    #[must_use]
+    pub fn to_operator(&self) -> String {
+        match self.detail() {
+            Some(detail) if self.code == Code::Internal => detail.to_owned(),
+            Some(detail) => format!("{} ({detail})", self.message),
+            None => self.message.to_string(),
+        }
+    }
+
     /// The time before which it makes no sense to try again.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

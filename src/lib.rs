@@ -11,7 +11,7 @@
 //!   [`journal`], [`outbox`], [`store`].
 //! - What holds them: [`relay`], and [`lifecycle`], which every task runs under.
 //! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`ending`] says how it ended, once [`saving`] has
-//!   brought it home; [`recovery`] ends what a relay left that is gone, [`replay`] puts one together that is over,
+//!   brought it home, by way of the outbox and [`outbox_worker`] if need be; [`recovery`] ends what a relay left that is gone, [`replay`] puts one together that is over,
 //!   [`own_key`] keeps users' keys for providers.
 //! - Faces: [`http`].
 //! - Composition: [`config`], [`app`], [`telemetry`], [`dev`], [`check`], [`migrate`], [`cli`].
@@ -42,6 +42,7 @@ pub mod relay;
 
 pub mod ending;
 pub mod generation;
+pub mod outbox_worker;
 pub mod own_key;
 pub mod recovery;
 pub mod replay;

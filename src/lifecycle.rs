@@ -50,7 +50,7 @@ impl Tasks {
 
     /// Ends the process: it cannot keep what it promises. It is better started anew, on what its disk really has.
     pub fn fail(&self, error: Error) {
-        error!(%error, "the process cannot go on");
+        error!(error = error.to_operator(), "the process cannot go on");
         // The first is the cause of the others.
         let _first = self.failure.error.set(error);
         self.failure.happened.cancel();

@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt, stream};
 use secrecy::SecretString;
+use tokio::sync::Semaphore;
 use tracing::info;
 
 use crate::ending::{self, last_event};
@@ -23,10 +23,23 @@ use crate::store::{Conclusion, Finish, Outcome};
 /// Generations that are ended side by side.
 const SIDE_BY_SIDE: usize = 16;
 
-/// Ends what other relays leave, for as long as it is polled.
+/// Ends what other relays leave, for as long as it is polled and new work may begin.
 pub(crate) async fn end_orphans(relay: Arc<Relay>) {
-    let orphans = stream::unfold(&relay, async |relay| Some((relay.journal.orphan().await, relay)));
-    orphans.for_each_concurrent(SIDE_BY_SIDE, |orphan| end_orphan(&relay, orphan)).await;
+    let room = Arc::new(Semaphore::new(SIDE_BY_SIDE));
+    let draining = relay.tasks.draining();
+    let take = async || {
+        // The semaphore is never closed.
+        let permit = Arc::clone(&room).acquire_owned().await.ok()?;
+        Some((permit, relay.journal.orphan().await))
+    };
+    while let Some(Some((permit, orphan))) = draining.run_until_cancelled(take()).await {
+        let relay = Arc::clone(&relay);
+        // What has been taken is ended, also if the process is to end meanwhile.
+        relay.tasks.clone().spawn(async move {
+            end_orphan(&relay, orphan).await;
+            drop(permit);
+        });
+    }
 }
 
 async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {

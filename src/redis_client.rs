@@ -136,10 +136,10 @@ impl Redis {
         self.link.send_replace(Link { connection, since: Instant::now() });
     }
 
-    /// For how long it has been up without a break; `None` while it is away.
-    pub(crate) fn up_for(&self) -> Option<Duration> {
+    /// Since when it has been up without a break; `None` while it is away.
+    pub(crate) fn up_since(&self) -> Option<Instant> {
         let link = self.link.borrow();
-        link.connection.as_ref().map(|_| link.since.elapsed())
+        link.connection.as_ref().map(|_| link.since)
     }
 
     /// Returns when it is up.

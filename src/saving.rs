@@ -1,24 +1,17 @@
-//! Saving what a generation wrote: in the database if it answers, in the outbox if it does not, and from there into the
-//! database when it does.
+//! Saving what a generation wrote: in the database if it answers, in the outbox if it does not.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
-use jiff::{SignedDuration, Timestamp};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tracing::{error, info, warn};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{info, warn};
 
 use crate::auth::Principal;
-use crate::clock;
 use crate::error::{Code, Error};
-use crate::id::random_byte;
 use crate::journal::{Ended, Writer};
-use crate::outbox::{self, Entry, Name};
-use crate::recovery::{self, Heir};
+use crate::outbox::{Name, Room};
 use crate::relay::Relay;
 use crate::replay;
-use crate::store::{Begin, Finish, Finished, Outcome, Place, SavedStream};
+use crate::store::{Begin, Finish, Finished, Place, SavedStream};
 use crate::story::Status;
 
 /// How long a save is tried before its reader is told that it waits in the outbox: long enough for a database that is
@@ -27,30 +20,6 @@ const SAVE_TIME: Duration = Duration::from_secs(5);
 
 /// The wait after the first failed try; each further one is twice as long.
 const BACKOFF: Duration = Duration::from_millis(100);
-
-/// Entries of the outbox that are taken out at once, and how many of them are saved side by side.
-const BATCH_LEN: u32 = 256;
-const SIDE_BY_SIDE: usize = 16;
-
-/// How long a database that does not answer is left alone at most: what waits for it is in within some seconds of its
-/// return.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
-
-/// How long a start waits to reach the other relays before it ends by itself what the last process was writing.
-const TOUCH_TIME: Duration = Duration::from_secs(2);
-
-/// How long the outbox is left alone when nothing in it is due. An operator may let something be tried again meanwhile.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-
-/// The wait before an entry that was refused is tried again; each further one is twice as long.
-const RETRY_WAIT: Duration = Duration::from_secs(1);
-
-/// How long a call that was sent may be carried out after whoever sent it has died: statements are given up after 8 s
-/// (`store/functions/postgres.rs`), and so are waits for a lock.
-const LATE_BEGIN_TIME: SignedDuration = SignedDuration::from_secs(20);
-
-/// After so many refusals an entry is set aside: some five minutes, in which a migration may be applied.
-const ATTEMPTS_MAX: u32 = 9;
 
 /// What is told to wait who comes back for an answer that is still on its way to the database.
 const RETRY_AFTER_SAVING: Duration = Duration::from_secs(1);
@@ -184,19 +153,21 @@ pub(crate) async fn ended(
     replay::ended(saved.ok_or_else(replay::not_found)?)
 }
 
-/// Whether another generation may begin: past its bound the outbox takes no more, so that nothing in it is lost.
+/// Whether another generation may begin: what begins without room for its end may be lost, or cost what is there.
 ///
 /// # Errors
 /// `Overloaded`.
-pub(crate) async fn has_room(relay: &Relay) -> Result<(), Error> {
-    if relay.outbox.counts().await?.waiting < outbox::LEN_MAX {
-        return Ok(());
-    }
-    Err(Error::new(
-        Code::Overloaded,
-        "The database has been away for too long, and the relay begins nothing more before it is back. Try again later.",
-    )
-    .with_retry_after(RETRY_AFTER_FULL))
+pub(crate) fn has_room(relay: &Relay) -> Result<(), Error> {
+    let message = match relay.outbox.room() {
+        Room::Enough => return Ok(()),
+        Room::Full => {
+            "The database has been away for too long, and the relay begins nothing more before it is back. Try again later."
+        }
+        Room::DiskFull => {
+            "The relay's disk is full, and it begins nothing more before there is room. Try again later."
+        }
+    };
+    Err(Error::new(Code::Overloaded, message).with_retry_after(RETRY_AFTER_FULL))
 }
 
 fn not_saved() -> Error {
@@ -204,120 +175,4 @@ fn not_saved() -> Error {
         Code::NotSaved,
         "The answer could not be saved. Copy what you want to keep, and ask again.",
     )
-}
-
-/// Brings what is in the outbox into the database, for as long as it is polled.
-pub(crate) async fn work_off(relay: Arc<Relay>) {
-    // Of what the last process was writing, others may know more, and wait to be told how it ended.
-    let _elapsed = timeout(TOUCH_TIME, relay.journal.in_touch()).await;
-    let mut pause = BACKOFF;
-    loop {
-        match try_due(&relay).await {
-            Ok(Tried::Done) => pause = BACKOFF,
-            Ok(Tried::Nothing) => {
-                // Whoever puts something in says so; an operator's tool cannot.
-                let _elapsed = timeout(LOOK_INTERVAL, relay.outbox_filled.notified()).await;
-            }
-            Ok(Tried::Unavailable) => {
-                sleep(pause / 2 + pause * u32::from(random_byte()) / 512).await;
-                pause = (pause * 2).min(PAUSE_MAX);
-            }
-            Err(error) => return relay.tasks.fail(error),
-        }
-    }
-}
-
-/// Brings what is due in the outbox into the database, as far as that answers.
-///
-/// # Errors
-/// Of the outbox's disk.
-pub(crate) async fn work_off_due(relay: &Relay) -> Result<(), Error> {
-    while try_due(relay).await? == Tried::Done {}
-    Ok(())
-}
-
-/// What came of a try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tried {
-    Done,
-    Nothing,
-    Unavailable,
-}
-
-async fn try_due(relay: &Relay) -> Result<Tried, Error> {
-    let due = relay.outbox.due(clock::now(), BATCH_LEN).await?;
-    if due.is_empty() {
-        return Ok(Tried::Nothing);
-    }
-    let tried = stream::iter(due).map(|entry| try_entry(relay, entry));
-    let tried: Vec<_> = tried.buffer_unordered(SIDE_BY_SIDE).collect().await;
-    Ok(if tried.contains(&Tried::Unavailable) { Tried::Unavailable } else { Tried::Done })
-}
-
-async fn try_entry(relay: &Relay, mut entry: Entry) -> Tried {
-    let heir = match recovery::heir(relay, &mut entry).await {
-        Ok(heir) => heir,
-        Err(error) => {
-            relay.tasks.fail(error);
-            return Tried::Unavailable;
-        }
-    };
-    let Entry { id, name, finish, attempts, created_at } = entry;
-    let stream_id = &name.stream_id;
-    if matches!(heir, Heir::Another) {
-        let later = clock::now().saturating_add(RETRY_WAIT).unwrap_or(Timestamp::MAX);
-        let kept = relay.outbox.postpone(id, later, "another relay ends it").await;
-        return kept.map_or_else(
-            |error| {
-                relay.tasks.fail(error);
-                Tried::Unavailable
-            },
-            |()| Tried::Done,
-        );
-    }
-    let finished = relay.store.finish(&finish).await;
-    if let Heir::Told(told) = heir {
-        told.end(match &finished {
-            Ok(finished) => finished.is_by(&finish).then_some(Saved::Stored(*finished)),
-            Err(error) if error.code() == Code::StoreUnavailable => Some(Saved::Waiting),
-            Err(_) => None,
-        });
-    }
-    let (kept, tried) = match finished {
-        Ok(_) => {
-            info!(%stream_id, attempts, "saved from the outbox");
-            (relay.outbox.remove(id).await, Tried::Done)
-        }
-        // Left as it is: it is due as before.
-        Err(error) if error.code() == Code::StoreUnavailable => (Ok(()), Tried::Unavailable),
-        // It was never begun, or is gone already; unless the database is still about to carry out what it was asked by a
-        // relay that did not live to hear of it.
-        Err(error)
-            if error.code() == Code::StreamNotFound
-                && matches!(finish.outcome, Outcome::Interrupted | Outcome::Refused) =>
-        {
-            let later = clock::now().saturating_add(RETRY_WAIT).unwrap_or(Timestamp::MAX);
-            let is_certain = clock::now().duration_since(created_at) >= LATE_BEGIN_TIME;
-            let kept = if is_certain {
-                relay.outbox.remove(id).await
-            } else {
-                relay.outbox.postpone(id, later, "not begun yet").await
-            };
-            (kept, Tried::Done)
-        }
-        Err(error) if error.code() == Code::StreamNotFound || attempts + 1 >= ATTEMPTS_MAX => {
-            error!(%stream_id, %error, "the database refuses an answer for good: it is set aside in the outbox");
-            (relay.outbox.set_aside(id, &error.to_string()).await, Tried::Done)
-        }
-        Err(error) => {
-            warn!(%stream_id, %error, "the database refuses an answer");
-            let wait = RETRY_WAIT * 2_u32.pow(attempts);
-            let until = clock::now().saturating_add(wait).unwrap_or(Timestamp::MAX);
-            (relay.outbox.postpone(id, until, &error.to_string()).await, Tried::Done)
-        }
-    };
-    if let Err(error) = kept {
-        relay.tasks.fail(error);
-    }
-    tried
 }

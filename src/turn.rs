@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use crate::auth::Principal;
@@ -19,7 +20,7 @@ use crate::error::{Code, Error};
 use crate::event::{BotRef, Start};
 use crate::generation::{self, Generation};
 use crate::id::{BotId, StreamId};
-use crate::journal::{Claim, Ended, Log, Opening, Writer};
+use crate::journal::{self, Claim, Ended, Log, Opening, Writer};
 use crate::limits::Permit;
 use crate::own_key;
 use crate::prompt::{self, Additions};
@@ -77,27 +78,40 @@ pub async fn start(relay: &Arc<Relay>, caller: Principal, turn: Turn) -> Result<
             _ => Some(new_write_token()?),
         },
     };
-    let log = match relay.journal.claim(opening).await? {
-        Claim::Existing(log) => log,
-        Claim::New(writer) if relay.tasks.is_draining() => {
-            writer.refuse(shutting_down());
-            return Err(shutting_down());
-        }
-        Claim::New(writer) => {
-            let log = Arc::clone(writer.log());
-            relay.tasks.spawn(run(Arc::clone(relay), caller, turn, writer).in_current_span());
-            log
-        }
-    };
+    // A caller who hangs up meanwhile must not leave a name that somebody has claimed and nobody writes.
+    let (claimed, log) = oneshot::channel();
+    relay.tasks.spawn(claim(Arc::clone(relay), caller, turn, opening, claimed).in_current_span());
+    let log = log.await.map_err(Error::internal)??;
     log.opened().await?;
     Ok(log)
 }
 
-async fn run(relay: Arc<Relay>, caller: Principal, turn: Turn, writer: Writer) {
-    let admitted = match saving::has_room(&relay).await {
-        Ok(()) => relay.limits.admit(&caller),
-        Err(error) => Err(error),
+/// Claims the generation's name, answers `claimed` with whose log it is, and writes it if it is this one's.
+async fn claim(
+    relay: Arc<Relay>,
+    caller: Principal,
+    turn: Turn,
+    opening: Opening,
+    claimed: oneshot::Sender<Result<Arc<Log>, Error>>,
+) {
+    let (answer, writer) = match relay.journal.claim(opening).await {
+        Ok(Claim::Existing(log)) => (Ok(log), None),
+        Ok(Claim::New(writer)) if relay.tasks.is_draining() => {
+            writer.refuse(shutting_down());
+            (Err(shutting_down()), None)
+        }
+        Ok(Claim::New(writer)) => (Ok(Arc::clone(writer.log())), Some(writer)),
+        Err(error) => (Err(error), None),
     };
+    // Whoever asked may have hung up.
+    let _told = claimed.send(answer);
+    if let Some(writer) = writer {
+        run(relay, caller, turn, writer).await;
+    }
+}
+
+async fn run(relay: Arc<Relay>, caller: Principal, turn: Turn, writer: Writer) {
+    let admitted = saving::has_room(&relay).and_then(|()| relay.limits.admit(&caller));
     let opened = match admitted {
         Ok(permit) => open(&relay, &caller, turn, &writer, permit).await,
         Err(error) => Err(error),
@@ -135,7 +149,13 @@ async fn open(
         }
     };
     let is_announced = matches!(turn.ask.place, Place::Announced { .. });
-    let call = match prepare(relay, caller, turn.ask, &mut new).await {
+    let prepared = if writer.is_lost() {
+        // This relay was paused for so long that another has taken the name for its own.
+        Err(journal::moved())
+    } else {
+        prepare(relay, caller, turn.ask, &mut new).await
+    };
+    let call = match prepared {
         Ok(call) => call,
         Err(error) => {
             if new.rows.is_some() {

@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["redis_client", "sqlite"],
     &["auth", "journal", "limits", "outbox", "provider", "store"],
     &["lifecycle", "relay"],
-    &["ending", "generation", "own_key", "recovery", "replay", "saving", "turn"],
+    &["ending", "generation", "outbox_worker", "own_key", "recovery", "replay", "saving", "turn"],
     &["http"],
     &["app", "check", "cli", "config", "dev", "migrate", "telemetry"],
 ];
@@ -34,6 +34,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ),
     ("tiktoken_rs", &["src/prompt.rs"]),
     ("jsonwebtoken", &["src/auth/"]),
+    ("rustix", &["src/journal/file/"]),
     ("rusqlite", &["src/journal/file/", "src/sqlite/", "src/store/sqlite/"]),
     ("redis", &["src/journal/shared/", "src/redis_client.rs"]),
     ("tokio_postgres", &["src/migrate/", "src/store/functions/postgres"]),

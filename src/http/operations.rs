@@ -15,6 +15,7 @@ use crate::bot::Bot;
 use crate::error::Error;
 use crate::id::{BotId, UserId};
 use crate::journal::Reach;
+use crate::outbox::Room;
 use crate::relay::Relay;
 
 /// How long the database may take to answer before the relay counts as not ready; load balancers ask every few seconds.
@@ -34,6 +35,8 @@ pub(super) struct Readiness {
     store: &'static str,
     /// Whether there is anything to check a token with.
     keys: &'static str,
+    /// Whether there is room for answers that the database does not take.
+    outbox: &'static str,
     /// Whether several instances see each other's generations; absent where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<&'static str>,
@@ -45,8 +48,9 @@ pub(super) struct Readiness {
 pub(super) async fn readyz(State(relay): State<Arc<Relay>>) -> (StatusCode, Json<Readiness>) {
     let is_store_up = is_store_up(&relay).await;
     let has_keys = relay.verifier.is_ready();
-    let reach = relay.journal.reach();
-    let status = match (relay.tasks.is_draining(), is_store_up && has_keys) {
+    let (reach, room) = (relay.journal.reach(), relay.outbox.room());
+    let is_ready = is_store_up && has_keys && room == Room::Enough;
+    let status = match (relay.tasks.is_draining(), is_ready) {
         (true, _) => "draining",
         (false, false) => "not ready",
         (false, true) if reach == Some(Reach::Degraded) => "degraded",
@@ -56,6 +60,11 @@ pub(super) async fn readyz(State(relay): State<Arc<Relay>>) -> (StatusCode, Json
         status,
         store: if is_store_up { "up" } else { "down" },
         keys: if has_keys { "up" } else { "missing" },
+        outbox: match room {
+            Room::Enough => "up",
+            Room::Full => "full",
+            Room::DiskFull => "disk full",
+        },
         redis: reach.map(|reach| match reach {
             Reach::Everywhere => "up",
             Reach::Degraded => "down",

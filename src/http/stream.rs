@@ -124,7 +124,7 @@ pub(super) async fn stop(
     Id(stream_id): Id<StreamId>,
 ) -> Result<StatusCode, Error> {
     if let Some(log) = relay.journal.find(caller.user(), &stream_id).await {
-        relay.journal.stop(&log).await;
+        relay.journal.stop(&log).await?;
         let _elapsed = timeout(STOP_WAIT, log.ended()).await;
         return Ok(StatusCode::NO_CONTENT);
     }

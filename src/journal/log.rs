@@ -368,6 +368,11 @@ impl Log {
         matches!(self.lock().phase, Phase::Refused(_) | Phase::Lost)
     }
 
+    /// Whether somebody has asked to stop.
+    pub(super) fn is_to_stop(&self) -> bool {
+        self.lock().stop_requested
+    }
+
     /// Why it could not begin, if it was refused.
     pub(super) fn refusal(&self) -> Option<Error> {
         match &self.lock().phase {
@@ -409,7 +414,8 @@ impl Log {
     }
 }
 
-fn moved() -> Error {
+/// What is told who followed a generation that goes on elsewhere.
+pub(crate) fn moved() -> Error {
     Error::new(
         Code::StoreUnavailable,
         "This stream is not written here any more. Ask for it again in a moment.",

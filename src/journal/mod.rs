@@ -29,6 +29,7 @@ use crate::outbox::Name;
 use crate::store::Conclusion;
 
 pub use follower::{Follower, View};
+pub(crate) use log::moved;
 pub use log::{Ended, Log};
 pub use recorder::{Piece, RecordId, Recorder, Records};
 pub use writer::{Control, Watch, Writer};
@@ -142,8 +143,12 @@ pub trait Journal: Send + Sync + 'static {
     async fn running(&self, owner: UserId) -> Vec<Running>;
 
     /// Asks whoever writes the generation to end it as stopped.
-    async fn stop(&self, log: &Arc<Log>) {
+    ///
+    /// # Errors
+    /// `StoreUnavailable` if they cannot be reached.
+    async fn stop(&self, log: &Arc<Log>) -> Result<(), Error> {
         log.request_stop();
+        Ok(())
     }
 
     /// Notes how the generation that is written to `log` is about to end, so that another relay would end it in the same

@@ -27,7 +27,7 @@ pub enum Control {
 #[derive(Debug)]
 pub struct Writer {
     log: Arc<Log>,
-    /// Whether somebody else writes the log now.
+    /// Whether somebody else writes the log when this is dropped.
     is_given_away: bool,
 }
 
@@ -42,6 +42,11 @@ pub struct Watch {
 impl Writer {
     pub(super) fn new(log: Arc<Log>) -> Self {
         Self { log, is_given_away: false }
+    }
+
+    /// A writer that, dropped without an end, leaves the generation to the next one who finds it.
+    pub(super) fn inherited(log: Arc<Log>) -> Self {
+        Self { log, is_given_away: true }
     }
 
     /// Leaves the log, which has not begun, to be written by somebody else.
@@ -118,6 +123,12 @@ impl Writer {
     pub fn lose(self) {
         self.log.lose();
         self.change_last(|_| {});
+    }
+
+    /// Whether another relay has taken the generation over.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self.log.lock().phase, Phase::Lost)
     }
 
     /// What the end of the generation is saved with; absent if nothing is saved.

@@ -69,13 +69,15 @@ pub struct Listed {
     pub created_at: Timestamp,
 }
 
-/// How much there is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// Entries that are tried.
-    pub waiting: u64,
-    /// Entries that were set aside.
-    pub set_aside: u64,
+/// Whether there is room for what begins now, should the database be away when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    Enough,
+    /// So much waits that no more may begin.
+    Full,
+    /// The disk has so little room left that no more may begin.
+    DiskFull,
 }
 
 /// The outbox, as the relay sees it. A fault of what it is kept in is `Internal`, and no reason to go on.
@@ -94,8 +96,11 @@ pub trait Outbox: Send + Sync + 'static {
     /// More is known of it than when it was put here.
     async fn amend(&self, id: i64, finish: &Finish) -> Result<(), Error>;
 
-    /// It is to be tried again then.
+    /// It is to be looked at again then: it could not be tried.
     async fn postpone(&self, id: i64, until: Timestamp, reason: &str) -> Result<(), Error>;
+
+    /// It was tried and refused, and is to be tried again then.
+    async fn note_refusal(&self, id: i64, until: Timestamp, reason: &str) -> Result<(), Error>;
 
     /// The database refuses it for good: it is kept for the operator and blocks nobody.
     async fn set_aside(&self, id: i64, reason: &str) -> Result<(), Error>;
@@ -103,8 +108,8 @@ pub trait Outbox: Send + Sync + 'static {
     /// Whether this generation waits here to be saved.
     async fn has(&self, name: &Name) -> Result<bool, Error>;
 
-    /// How much there is.
-    async fn counts(&self) -> Result<Counts, Error>;
+    /// Whether there is room for more. Asked at every turn, so it waits for nothing.
+    fn room(&self) -> Room;
 
     /// All entries, oldest first, at most `limit`.
     async fn list(&self, limit: u32) -> Result<Vec<Listed>, Error>;

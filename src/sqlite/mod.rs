@@ -4,12 +4,15 @@
 //! waits, runs each piece in a savepoint of one transaction, commits once, and answers only then. Another thread reads,
 //! which in WAL mode never waits for the writer.
 
+mod fault;
 mod schema;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,7 +20,8 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::error::{Code, Error};
+use crate::error::Error;
+use fault::{Unusable, unavailable};
 pub(crate) use schema::Schema;
 
 /// Pieces of work that may wait for a thread. Each is a few hundred microseconds, so a full queue is a second or so of
@@ -63,26 +67,29 @@ struct Worker {
     /// Absent only while it is being dropped.
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    is_failing: Arc<AtomicBool>,
 }
 
 impl Database {
     /// Opens the file, makes it and its folder if they are not there, and brings it to the present version of `schema`.
     pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Self, Error> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| cannot_open(path, &error))?;
-        }
-        let lock = lock(path)?;
-        make_private(path).map_err(|error| cannot_open(path, &error))?;
-        let mut writer = Connection::open(path).map_err(|error| cannot_open(path, &error))?;
-        schema.prepare(&mut writer).map_err(|error| cannot_open(path, &error))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX
-            | OpenFlags::SQLITE_OPEN_URI;
-        let reader =
-            Connection::open_with_flags(path, flags).map_err(|error| cannot_open(path, &error))?;
-        configure(&writer)
-            .and_then(|()| configure(&reader))
-            .map_err(|error| cannot_open(path, &error))?;
+        let open = || {
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            let lock = lock(path)?;
+            make_private(path)?;
+            let mut writer = Connection::open(path)?;
+            schema.prepare(&mut writer)?;
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+                | OpenFlags::SQLITE_OPEN_NO_MUTEX
+                | OpenFlags::SQLITE_OPEN_URI;
+            let reader = Connection::open_with_flags(path, flags)?;
+            configure(&writer)?;
+            configure(&reader)?;
+            Ok((lock, writer, reader))
+        };
+        let (lock, writer, reader) = open().map_err(|unusable: Unusable| unusable.told(path))?;
         Ok(Self {
             writer: Worker::start("sqlite-writer", writer, BEGIN_WRITING)?,
             reader: Some(Worker::start("sqlite-reader", reader, BEGIN_READING)?),
@@ -92,25 +99,28 @@ impl Database {
 
     /// Opens a file that is there and of the present version, while another process may have it open.
     pub(crate) fn open_beside(path: &Path, schema: &Schema) -> Result<Self, Error> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let writer =
-            Connection::open_with_flags(path, flags).map_err(|error| cannot_open(path, &error))?;
-        schema.check(&writer).map_err(|error| cannot_open(path, &error))?;
-        configure(&writer).map_err(|error| cannot_open(path, &error))?;
-        Ok(Self {
-            writer: Worker::start("sqlite-writer", writer, BEGIN_WRITING)?,
-            reader: None,
-            _lock: None,
-        })
+        let open = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let writer = Connection::open_with_flags(path, flags)?;
+            schema.check(&writer)?;
+            configure(&writer)?;
+            Ok(writer)
+        };
+        Self::alone(open().map_err(|unusable: Unusable| unusable.told(path))?)
     }
 
     /// A database that is gone with the process.
     pub(crate) fn open_in_memory(schema: &Schema) -> Result<Self, Error> {
-        let memory = Path::new(":memory:");
-        let mut writer =
-            Connection::open_in_memory().map_err(|error| cannot_open(memory, &error))?;
-        schema.prepare(&mut writer).map_err(|error| cannot_open(memory, &error))?;
-        configure(&writer).map_err(|error| cannot_open(memory, &error))?;
+        let open = || {
+            let mut writer = Connection::open_in_memory()?;
+            schema.prepare(&mut writer)?;
+            configure(&writer)?;
+            Ok(writer)
+        };
+        Self::alone(open().map_err(|unusable: Unusable| unusable.told(Path::new(":memory:")))?)
+    }
+
+    fn alone(writer: Connection) -> Result<Self, Error> {
         Ok(Self {
             writer: Worker::start("sqlite-writer", writer, BEGIN_WRITING)?,
             reader: None,
@@ -127,6 +137,11 @@ impl Database {
         self.writer.run(work).await
     }
 
+    /// Whether the last commit failed: the disk is full, or broken.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.writer.is_failing.load(Ordering::Relaxed)
+    }
+
     /// Runs `work` on what has been committed.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
@@ -139,11 +154,13 @@ impl Database {
 impl Worker {
     fn start(name: &str, connection: Connection, begin: &'static str) -> Result<Self, Error> {
         let (jobs, queue) = mpsc::channel(QUEUE_LEN);
+        let is_failing = Arc::new(AtomicBool::new(false));
+        let failing = Arc::clone(&is_failing);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || work_off(&connection, begin, queue))
+            .spawn(move || work_off(&connection, begin, queue, &failing))
             .map_err(Error::internal)?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), is_failing })
     }
 
     async fn run<T: Send + 'static>(
@@ -177,7 +194,12 @@ impl Drop for Worker {
     }
 }
 
-fn work_off(connection: &Connection, begin: &str, mut queue: mpsc::Receiver<Job>) {
+fn work_off(
+    connection: &Connection,
+    begin: &str,
+    mut queue: mpsc::Receiver<Job>,
+    is_failing: &AtomicBool,
+) {
     while let Some(first) = queue.blocking_recv() {
         let begun = connection.execute_batch(begin).map(|()| connection).map_err(Error::from);
         let mut answers = vec![first(begun.clone())];
@@ -191,6 +213,7 @@ fn work_off(connection: &Connection, begin: &str, mut queue: mpsc::Receiver<Job>
             // If even this fails, the next `begin` fails, and so does every answer after it.
             let _rolled_back = connection.execute_batch("rollback");
         }
+        is_failing.store(committed.is_err(), Ordering::Relaxed);
         for answer in answers {
             answer(committed.clone());
         }
@@ -213,14 +236,14 @@ fn in_savepoint<T>(
 
 /// Makes sure that no other relay has the file: each would take the other's running generations for dead ones. The
 /// operating system gives the lock back however the process ends.
-fn lock(path: &Path) -> Result<File, Error> {
+fn lock(path: &Path) -> Result<File, Unusable> {
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
-    let file = File::create(&lock_path).map_err(|error| cannot_open(path, &error))?;
+    let file = File::create(&lock_path)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(cannot_open(path, &"another relay is using it")),
-        Err(TryLockError::Error(error)) => Err(cannot_open(path, &error)),
+        Err(TryLockError::WouldBlock) => Err(Unusable::Held),
+        Err(TryLockError::Error(error)) => Err(error.into()),
     }
 }
 
@@ -235,25 +258,4 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     // `full` flushes at every commit: what was answered survives a power cut.
     connection.execute_batch("pragma synchronous = full; pragma foreign_keys = on;")
-}
-
-fn cannot_open(path: &Path, reason: &dyn std::fmt::Display) -> Error {
-    Error::new(
-        Code::StoreUnavailable,
-        format!(
-            "cannot open the database {}: {reason}. Set RELAY_DATA (or RELAY_DATABASE_URL) to a place that this relay alone can write; RELAY_DATA=memory keeps nothing.",
-            path.display()
-        ),
-    )
-}
-
-fn unavailable(detail: &str) -> Error {
-    Error::new(Code::StoreUnavailable, "The database does not answer. Try again in a moment.")
-        .with_detail(detail)
-}
-
-impl From<rusqlite::Error> for Error {
-    fn from(error: rusqlite::Error) -> Self {
-        unavailable(&error.to_string())
-    }
 }

@@ -2,6 +2,8 @@
 
 use rusqlite::Connection;
 
+use super::fault::Unusable;
+
 /// The tables of one kind of file.
 #[derive(Debug)]
 pub(crate) struct Schema {
@@ -11,23 +13,8 @@ pub(crate) struct Schema {
     pub(crate) steps: &'static [&'static str],
     /// What is done each time the file is opened.
     pub(crate) upkeep: &'static str,
-}
-
-/// Why a file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Unusable {
-    #[error("it is a database of another program")]
-    Foreign,
-    #[error(
-        "it was written by a newer version of the relay (schema {found}, this one knows {known})"
-    )]
-    Newer { found: i64, known: usize },
-    #[error(
-        "it was written by another version of the relay, which brings it up to date when it is started"
-    )]
-    Other,
-    #[error("{0}")]
-    Sqlite(#[from] rusqlite::Error),
+    /// Whether all of the file is read when it is opened, to see that it is whole: for files that are small.
+    pub(crate) is_checked: bool,
 }
 
 fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
@@ -57,6 +44,15 @@ impl Schema {
             .ok()
             .filter(|done| *done <= self.steps.len())
             .ok_or(Unusable::Newer { found: version, known: self.steps.len() })?;
+        // Before anything is written: what is damaged is left as it is.
+        if self.is_checked {
+            let found: String =
+                connection.query_row("pragma quick_check(1)", [], |row| row.get(0))?;
+            if found != "ok" {
+                // One line of the log for what may be several here.
+                return Err(Unusable::Damaged(found.replace('\n', " ")));
+            }
+        }
         connection.pragma_update(None, "journal_mode", "wal")?;
         let transaction = connection.transaction()?;
         for (step, sql) in self.steps.iter().enumerate().skip(done) {

@@ -1,6 +1,7 @@
 //! What stands between the relay and its database, and breaks connections when a test asks for it.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,6 +41,8 @@ pub(crate) struct Cutter {
 struct Shared {
     server: u16,
     loss: Mutex<Option<Loss>>,
+    cut: Mutex<Option<Cut>>,
+    cuts: AtomicUsize,
     is_shut: watch::Sender<bool>,
 }
 
@@ -52,13 +55,27 @@ struct Loss {
     times: usize,
 }
 
+/// A request that is to be cut off.
+struct Cut {
+    /// It has this word in it.
+    request: &'static str,
+    /// So many bytes of it are let through.
+    len: usize,
+}
+
 impl Cutter {
     /// One before what listens on that port of this machine.
     pub(crate) async fn before(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let is_shut = watch::Sender::new(false);
-        let shared = Arc::new(Shared { server, loss: Mutex::default(), is_shut });
+        let shared = Arc::new(Shared {
+            server,
+            loss: Mutex::default(),
+            cut: Mutex::default(),
+            cuts: AtomicUsize::new(0),
+            is_shut,
+        });
         let cutter = Self { address, shared: Arc::clone(&shared) };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -83,6 +100,17 @@ impl Cutter {
         self.shared.loss.lock().unwrap().as_ref().map_or(0, |loss| loss.times)
     }
 
+    /// Lets only so many bytes of the next request that has `request` in it through, and breaks its connection then. A
+    /// request that is not longer is let through.
+    pub(crate) fn cut_request(&self, request: &'static str, len: usize) {
+        *self.shared.cut.lock().unwrap() = Some(Cut { request, len });
+    }
+
+    /// How many requests were cut off.
+    pub(crate) fn cuts(&self) -> usize {
+        self.shared.cuts.load(Ordering::Relaxed)
+    }
+
     /// Breaks every connection, and every new one at once.
     pub(crate) fn shut(&self) {
         self.shared.is_shut.send_replace(true);
@@ -105,6 +133,17 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// How much of this request is to be let through.
+    fn cut_of(&self, request: &[u8]) -> Option<usize> {
+        let mut cut = self.cut.lock().unwrap();
+        let cut = cut.take_if(|cut| contains(request, cut.request))?;
+        let is_cut = cut.len < request.len();
+        self.cuts.fetch_add(usize::from(is_cut), Ordering::Relaxed);
+        is_cut.then_some(cut.len)
+    }
+}
+
 async fn pass(mut client: TcpStream, shared: Arc<Shared>) {
     let mut is_shut = shared.is_shut.subscribe();
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", shared.server)).await else { return };
@@ -117,6 +156,10 @@ async fn pass(mut client: TcpStream, shared: Arc<Shared>) {
             read = client.read(&mut up) => {
                 let Some(len) = read.ok().filter(|len| *len > 0) else { return };
                 sent.extend_from_slice(&up[..len]);
+                if let Some(cut) = shared.cut_of(&up[..len]) {
+                    drop(server.write_all(&up[..cut]).await);
+                    return;
+                }
                 if lost_after.is_none() {
                     lost_after = shared.loss_of(&sent);
                     received.clear();

@@ -229,6 +229,19 @@ impl Database {
         client
     }
 
+    /// From now on it takes no answer, or takes them again.
+    pub(crate) async fn refuse_answers(&self, is_refusing: bool) {
+        let sql = if is_refusing {
+            "create or replace function public.refuse() returns trigger language plpgsql as
+               $$ begin raise 'refused by a test'; end $$;
+             create or replace trigger refuse before update of result on public.relay_generations
+               for each row execute function public.refuse();"
+        } else {
+            "drop trigger if exists refuse on public.relay_generations"
+        };
+        self.admin().await.batch_execute(sql).await.unwrap();
+    }
+
     /// The number that a query asks for.
     pub(crate) async fn count(&self, query: &str) -> i64 {
         self.admin().await.query_one(query, &[]).await.unwrap().get(0)

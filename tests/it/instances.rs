@@ -313,6 +313,125 @@ async fn a_writer_that_was_paused_for_longer_than_its_lease_changes_nothing() {
     pair.finish().await;
 }
 
+/// An answer that takes so many seconds, with several tokens in each.
+fn lasting(seconds: u64) -> Script {
+    let words = (0..seconds * 5).map(|at| format!("{at} "));
+    let script = words
+        .fold(Script::new(), |script, word| script.token(&word).pause(Duration::from_millis(200)));
+    script.finish("stop").done()
+}
+
+#[tokio::test]
+async fn a_relay_that_is_alive_is_never_taken_for_dead() {
+    let provider = Provider::start().await;
+    provider.always(lasting(14));
+    let mut pair = Pair::start(&provider).await;
+    // By now the second relay would take over from whoever has no lease.
+    sleep(Duration::from_secs(8)).await;
+    pair.first.restart().await;
+    let mut readers = tokio::task::JoinSet::new();
+    // From its very first moment on.
+    for at in 0..6 {
+        let (user, story) = (pair.user.clone(), pair.story);
+        readers.spawn(async move {
+            let body = json!({"conversation_id": story, "input": "Go.", "stream_id": format!("at-once-{at}")});
+            user.stream(body).await.done().await
+        });
+    }
+    pair.first.is_in_touch().await;
+    sleep(Duration::from_secs(3)).await;
+    pair.redis.call::<()>(&["FLUSHALL"]);
+    for done in readers.join_all().await {
+        assert_eq!((&done["status"], &done["saved"]), (&json!("complete"), &json!(true)));
+    }
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn a_name_that_redis_forgot_and_gave_to_another_ends_nothing() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.always(gated(&gate));
+    let pair = Pair::start(&provider).await;
+    let body = json!({"input": "Go.", "stream_id": "mine"});
+    let mut here = pair.user.stream(body.clone()).await;
+    gate.step();
+    here.until("token").await;
+    pair.redis.call::<()>(&["FLUSHALL"]);
+    // It belongs to this one now, or to the first, if that has told of it again already.
+    let mut there = pair.away.stream(body).await;
+    gate.open();
+    assert_eq!((here.done().await["status"].clone(), here.text()), (json!("complete"), text()));
+    assert_eq!((there.done().await["status"].clone(), there.text()), (json!("complete"), text()));
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn whoever_hangs_up_while_redis_is_asked_leaves_nothing_behind() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.always(gated(&gate));
+    let pair = Pair::start(&provider).await;
+    let mut here = pair.user.say(pair.story, "Go.").await;
+    let stream_id = here.stream_id();
+    let impatient = Duration::from_millis(150);
+    let body = json!({"conversation_id": pair.story, "input": "Again.", "stream_id": "again"});
+    pair.redis.call::<()>(&["CLIENT", "PAUSE", "600", "ALL"]);
+    let post = pair.user.request(http::Method::POST, "/v1/stream").body(body.to_string());
+    let get = pair.away.request(http::Method::GET, &format!("/v1/streams/{stream_id}"));
+    let (posted, got) = tokio::join!(post.timeout(impatient).send(), get.timeout(impatient).send());
+    assert!(posted.is_err() && got.is_err(), "they did not have to wait: {posted:?} {got:?}");
+    gate.open();
+    let mut again = pair.user.stream(body).await;
+    let mut there = pair.away.follow(&stream_id, None).await;
+    for reading in [&mut here, &mut again, &mut there] {
+        assert_eq!(reading.done().await["status"], "complete");
+    }
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_written_out_of_reach_is_neither_stopped_nor_said_to_be_over() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.once(gated(&gate));
+    let pair = Pair::start(&provider).await;
+    let mut here = pair.user.say(pair.story, "Go.").await;
+    let stream_id = here.stream_id();
+    gate.step();
+    let mut there = pair.away.follow(&stream_id, None).await;
+    read_to(&mut there, WORDS[0]).await;
+    pair.redis.cutter.shut();
+    pair.second.says("degraded").await;
+    let path = format!("/v1/streams/{stream_id}");
+    pair.away.delete(&path).await.refused(503, "store_unavailable");
+    pair.redis.cutter.open();
+    pair.second.is_in_touch().await;
+    gate.open();
+    assert_eq!((here.done().await["status"].clone(), here.text()), (json!("complete"), text()));
+    drop(there);
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn everything_in_redis_is_there_for_a_time_only() {
+    let provider = Provider::start().await;
+    provider.once(Script::telling(&WORDS));
+    provider.once(Script::new().token(WORDS[0]).stall());
+    let mut pair = Pair::start(&provider).await;
+    pair.user.told(pair.story, "Go.").await;
+    let here = pair.user.say(pair.story, "Go on.").await;
+    let mut there = pair.away.follow(&here.stream_id(), None).await;
+    there.until("token").await;
+    pair.first.kill().await;
+    there.error().await;
+    for key in pair.redis.call::<Vec<String>>(&["KEYS", "*"]) {
+        let time: i64 = pair.redis.call(&["TTL", &key]);
+        assert!(key.starts_with("relay:"), "{key}");
+        // The one that names the relays, and every relay that is gone is taken out of it.
+        assert!(time >= 0 || time == -2 || key == "relay:instances", "{key} stays for ever");
+    }
+    pair.first.start_again().await;
+    pair.finish().await;
+}
+
 /// Two relays whose way to the database can be cut.
 async fn cuttable(provider: &Provider) -> (Pair, Cutter) {
     let database = Database::shared().await;

@@ -11,13 +11,16 @@
     reason = "nothing waits for the tasks of a test but the test itself"
 )]
 
+mod backlog;
 mod client;
 mod cutter;
 mod database;
+mod oracle;
 mod postgrest;
 mod provider;
 mod redis;
 mod relay;
+mod strace;
 
 mod addresses;
 mod auth;
@@ -25,6 +28,8 @@ mod bad_input;
 mod bots;
 mod contract;
 mod cors;
+mod damage;
+mod disk;
 mod durability;
 mod faults;
 mod follow;
@@ -34,9 +39,11 @@ mod keys;
 mod leaving;
 mod library;
 mod limits;
+mod outages;
 mod postgrest_faults;
 mod prompt;
 mod reroll;
+mod restarts;
 mod retries;
 mod settings;
 mod setup;

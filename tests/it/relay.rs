@@ -5,7 +5,7 @@
 //! relay that is dropped without that fails the test too.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use storytellr_relay::auth::{Issuers, Principal, SharedSecret, Verifier};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
@@ -34,6 +35,8 @@ pub(crate) const OWN_KEY: &str = "sk-canary-own-";
 
 /// What the relay's users' keys are sealed with.
 pub(crate) const MASTER_KEY: &str = "first:Y2FuYXJ5LW9mLWEtbWFzdGVyLWtleS1mb3ItdGVzdHM=";
+
+const BINARY: &str = env!("CARGO_BIN_EXE_storytellr-relay");
 
 pub(crate) struct Builder {
     command: &'static str,
@@ -63,7 +66,7 @@ impl Builder {
             users: Mutex::default(),
         });
         let Self { command, env } = self;
-        TestRelay { child, command, data, env, log, shared, is_finished: false }
+        TestRelay { child, command, data, env, log, began_at: 0, shared, is_finished: false }
     }
 }
 
@@ -73,6 +76,8 @@ pub(crate) struct TestRelay {
     data: TempDir,
     env: Vec<(String, String)>,
     log: Arc<Mutex<String>>,
+    /// Where the log of the present process begins.
+    began_at: usize,
     shared: Arc<Shared>,
     is_finished: bool,
 }
@@ -167,7 +172,7 @@ impl TestRelay {
 
     /// Runs another command of the binary with the same settings; what it printed.
     pub(crate) fn run(&self, arguments: &[&str]) -> String {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_storytellr-relay"))
+        let output = std::process::Command::new(BINARY)
             .args(arguments)
             .env_clear()
             .env("RELAY_DATA", self.data.path())
@@ -185,8 +190,7 @@ impl TestRelay {
 
     /// Waits until the process has ended by itself, well.
     pub(crate) async fn ended(&mut self) {
-        let status =
-            timeout(PATIENCE, self.child.wait()).await.expect("the relay does not end").unwrap();
+        let status = self.exited().await;
         assert!(status.success(), "{status}\n{}", self.log());
     }
 
@@ -212,6 +216,50 @@ impl TestRelay {
     /// Changes a setting for the next start.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         set(&mut self.env, name, value.to_owned());
+    }
+
+    /// Starts again on the same data, as an argument of the command `under`. Whether it came up; it has ended otherwise.
+    pub(crate) async fn start_under(&mut self, under: &[String]) -> bool {
+        self.began_at = self.log.lock().unwrap().len();
+        let Launched { child, address } =
+            launch(under, self.command, &self.env, &self.data, &self.log);
+        self.child = child;
+        let address = timeout(PATIENCE, address).await.expect("the relay neither starts nor ends");
+        let Ok(address) = address else { return false };
+        *self.shared.address.lock().unwrap() = address;
+        true
+    }
+
+    /// Starts again on the same data, and kills it so much later, wherever it is then.
+    pub(crate) async fn start_and_kill(&mut self, later: Duration) {
+        self.child = launch(&[], self.command, &self.env, &self.data, &self.log).child;
+        sleep(later).await;
+        self.kill().await;
+    }
+
+    /// Waits until the process has ended, however it does.
+    pub(crate) async fn exited(&mut self) -> ExitStatus {
+        timeout(PATIENCE, self.child.wait()).await.expect("the relay does not end").unwrap()
+    }
+
+    /// Waits until the process has ended because it could not go on, and returns what it told the operator last. It was
+    /// started by [`Self::start_under`].
+    pub(crate) async fn failed(&mut self) -> String {
+        assert_eq!(self.exited().await.code(), Some(1), "{}", self.log());
+        let last_words = || {
+            let log = self.log();
+            let last = log[self.began_at..].lines().last()?;
+            last.strip_prefix("storytellr-relay: ").map(str::to_owned)
+        };
+        let since = Instant::now();
+        // What it said may still be in the pipe.
+        loop {
+            if let Some(words) = last_words() {
+                return words;
+            }
+            assert!(since.elapsed() < PATIENCE, "{}", self.log());
+            sleep(Duration::from_millis(1)).await;
+        }
     }
 
     pub(crate) async fn restart(&mut self) {
@@ -274,14 +322,24 @@ fn set(env: &mut Vec<(String, String)>, name: &str, value: String) {
     env.push((name.to_owned(), value));
 }
 
-async fn spawn(
+/// A process that was started, and the address that it will listen on, unless it ends before.
+struct Launched {
+    child: Child,
+    address: oneshot::Receiver<String>,
+}
+
+/// Starts the command of the binary as an argument of `under`, which is nothing or another command. What it tells goes to
+/// `log`.
+fn launch(
+    under: &[String],
     command: &str,
     env: &[(String, String)],
     data: &TempDir,
     log: &Arc<Mutex<String>>,
-) -> (Child, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_storytellr-relay"))
-        .arg(command)
+) -> Launched {
+    let mut words = under.iter().map(String::as_str).chain([BINARY, command]);
+    let mut child = Command::new(words.next().unwrap())
+        .args(words)
         .env_clear()
         .env("RELAY_DATA", data.path())
         .envs(env.iter().cloned())
@@ -293,25 +351,36 @@ async fn spawn(
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let mut address = None;
-    while address.is_none() {
-        let line =
-            timeout(PATIENCE, lines.next_line()).await.expect("the relay does not start").unwrap();
-        let line =
-            line.unwrap_or_else(|| panic!("the relay does not start:\n{}", log.lock().unwrap()));
-        log.lock().unwrap().push_str(&format!("{line}\n"));
-        let record: Value = serde_json::from_str(&line).unwrap_or_default();
-        if record["message"] == "listening" {
-            address = record["addr"].as_str().map(str::to_owned);
-        }
-    }
-    let log = Arc::clone(log);
+    let (listening, address) = oneshot::channel();
+    let (log, mut listening) = (Arc::clone(log), Some(listening));
     tokio::spawn(async move {
         while let Ok(Some(line)) = lines.next_line().await {
             log.lock().unwrap().push_str(&format!("{line}\n"));
+            let record: Value = serde_json::from_str(&line).unwrap_or_default();
+            if record["message"] == "listening"
+                && let (Some(address), Some(listening)) =
+                    (record["addr"].as_str(), listening.take())
+            {
+                // A test that kills the relay while it starts does not wait for it.
+                let _sent = listening.send(address.to_owned());
+            }
         }
     });
-    (child, address.unwrap())
+    Launched { child, address }
+}
+
+async fn spawn(
+    command: &str,
+    env: &[(String, String)],
+    data: &TempDir,
+    log: &Arc<Mutex<String>>,
+) -> (Child, String) {
+    let Launched { child, address } = launch(&[], command, env, data, log);
+    let address = timeout(PATIENCE, address).await.expect("the relay does not start");
+    (
+        child,
+        address.unwrap_or_else(|_| panic!("the relay does not start:\n{}", log.lock().unwrap())),
+    )
 }
 
 /// The claims of a signed-in user, as Supabase Auth sets them.

@@ -3,7 +3,8 @@
 //! It is two ports at once, [`Records`] and [`Outbox`], because a generation goes from the one to the other in one
 //! transaction when its process has died.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use crate::clock;
 use crate::error::Error;
 use crate::event::Failure;
 use crate::id::UserId;
-use crate::outbox::{Counts, Entry, Listed, Name, Outbox};
+use crate::outbox::{self, Entry, Listed, Name, Outbox, Room};
 use crate::sqlite::{Database, Schema};
 use crate::store::{Finish, Outcome};
 
@@ -28,12 +29,23 @@ const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
     steps: &[include_str!("1.sql"), include_str!("2.sql")],
     upkeep: "",
+    is_checked: true,
 };
+
+/// The path of a file that there is none of.
+const MEMORY: &str = ":memory:";
+
+/// With less room than this on its disk nothing more may begin: what runs needs some to end, and what another program
+/// writes meanwhile is not known. The longest answer is 4 MiB, the usual one 4 KiB, and the log of a file grows to 4 MiB.
+const DISK_ROOM_MIN: u64 = 64 << 20;
 
 /// The journal's file, open.
 #[derive(Debug)]
 pub struct JournalFile {
+    path: PathBuf,
     database: Database,
+    /// Entries of the outbox that are not set aside: counted when it is looked into, and what was put in since.
+    waiting: AtomicU64,
 }
 
 impl JournalFile {
@@ -42,7 +54,7 @@ impl JournalFile {
     /// # Errors
     /// With a message for the operator, if it cannot be written or another relay has it.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Self { database: Database::open(path, &SCHEMA)? })
+        Ok(Self::new(path, Database::open(path, &SCHEMA)?))
     }
 
     /// A file that is gone with the process.
@@ -50,7 +62,7 @@ impl JournalFile {
     /// # Errors
     /// If there is no memory for it.
     pub fn open_in_memory() -> Result<Self, Error> {
-        Ok(Self { database: Database::open_in_memory(&SCHEMA)? })
+        Ok(Self::new(Path::new(MEMORY), Database::open_in_memory(&SCHEMA)?))
     }
 
     /// Opens a file that is there, while a relay may be using it.
@@ -58,7 +70,11 @@ impl JournalFile {
     /// # Errors
     /// With a message for the operator, if it is not there or of another version.
     pub fn open_beside(path: &Path) -> Result<Self, Error> {
-        Ok(Self { database: Database::open_beside(path, &SCHEMA)? })
+        Ok(Self::new(path, Database::open_beside(path, &SCHEMA)?))
+    }
+
+    fn new(path: &Path, database: Database) -> Self {
+        Self { path: path.to_owned(), database, waiting: AtomicU64::new(0) }
     }
 
     /// Notes that `instance` has the file from now on. Returns which one had it before.
@@ -76,26 +92,46 @@ impl JournalFile {
         .await
     }
 
+    /// An entry is due later, after so many more attempts.
+    async fn put_off(
+        &self,
+        id: i64,
+        until: Timestamp,
+        reason: &str,
+        attempts: u32,
+    ) -> Result<(), Error> {
+        let reason = reason.to_owned();
+        self.write(move |connection| {
+            connection
+                .prepare_cached(
+                    "update outbox set due_at = ?2, reason = ?3, attempts = attempts + ?4 where id = ?1",
+                )?
+                .execute(params![id, until.as_millisecond(), reason, attempts])?;
+            Ok(())
+        })
+        .await
+    }
+
     async fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.database.write(work).await.map_err(broken)
+        self.database.write(work).await.map_err(|error| self.broken(&error))
     }
 
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.database.read(work).await.map_err(broken)
+        self.database.read(work).await.map_err(|error| self.broken(&error))
     }
-}
 
-/// A fault of the disk under the journal. It is no use to try again: after a failed flush the system may have dropped
-/// what it could not write, and a second one would succeed and prove nothing.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn broken(error: Error) -> Error {
-    Error::internal(format!("the journal's file in RELAY_DATA cannot be used: {error}"))
+    /// A fault of the disk under the journal. It is no use to try again: after a failed flush the system may have dropped
+    /// what it could not write, and a second one would succeed and prove nothing.
+    fn broken(&self, error: &Error) -> Error {
+        let why = error.detail().unwrap_or(error.message());
+        Error::internal(format!("{} cannot be used: {why}", self.path.display()))
+    }
 }
 
 #[async_trait]
@@ -168,9 +204,9 @@ fn recover(connection: &Connection, failure: &Failure) -> Result<u64, Error> {
 impl Outbox for JournalFile {
     async fn put(&self, name: &Name, finish: &Finish) -> Result<(), Error> {
         let (name, finish) = (name.clone(), finish.clone());
-        self.write(move |connection| {
+        let put = self.write(move |connection| {
             let now = clock::now().as_millisecond();
-            connection
+            let put = connection
                 .prepare_cached(
                     "insert into outbox (owner, stream_id, write_token, outcome, content, reasoning, finish_reason,
                        usage, failure, model, due_at, created_at)
@@ -190,20 +226,26 @@ impl Outbox for JournalFile {
                     finish.model,
                     now,
                 ])?;
-            Ok(())
-        })
-        .await
+            Ok(put as u64)
+        });
+        self.waiting.fetch_add(put.await?, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<Entry>, Error> {
-        self.read(move |connection| {
+        let read = self.read(move |connection| {
+            let waiting: i64 = connection
+                .prepare_cached("select count(*) from outbox where set_aside_at is null")?
+                .query_row([], |row| row.get(0))?;
             let mut statement = connection.prepare_cached(
                 "select * from outbox where set_aside_at is null and due_at <= ?1 order by due_at, id limit ?2",
             )?;
             let entries = statement.query_map(params![now.as_millisecond(), limit], entry)?;
-            Ok(entries.collect::<Result<_, _>>()?)
-        })
-        .await
+            Ok((waiting.cast_unsigned(), entries.collect::<Result<_, _>>()?))
+        });
+        let (waiting, entries) = read.await?;
+        self.waiting.store(waiting, Ordering::Relaxed);
+        Ok(entries)
     }
 
     async fn remove(&self, id: i64) -> Result<(), Error> {
@@ -237,16 +279,11 @@ impl Outbox for JournalFile {
     }
 
     async fn postpone(&self, id: i64, until: Timestamp, reason: &str) -> Result<(), Error> {
-        let reason = reason.to_owned();
-        self.write(move |connection| {
-            connection
-                .prepare_cached(
-                    "update outbox set due_at = ?2, reason = ?3, attempts = attempts + 1 where id = ?1",
-                )?
-                .execute(params![id, until.as_millisecond(), reason])?;
-            Ok(())
-        })
-        .await
+        self.put_off(id, until, reason, 0).await
+    }
+
+    async fn note_refusal(&self, id: i64, until: Timestamp, reason: &str) -> Result<(), Error> {
+        self.put_off(id, until, reason, 1).await
     }
 
     async fn set_aside(&self, id: i64, reason: &str) -> Result<(), Error> {
@@ -276,20 +313,17 @@ impl Outbox for JournalFile {
         .await
     }
 
-    async fn counts(&self) -> Result<Counts, Error> {
-        self.read(|connection| {
-            Ok(connection
-                .prepare_cached(
-                    "select count(*) - count(set_aside_at), count(set_aside_at) from outbox",
-                )?
-                .query_row([], |row| {
-                    Ok(Counts {
-                        waiting: row.get::<_, i64>(0)?.cast_unsigned(),
-                        set_aside: row.get::<_, i64>(1)?.cast_unsigned(),
-                    })
-                })?)
-        })
-        .await
+    fn room(&self) -> Room {
+        if self.waiting.load(Ordering::Relaxed) >= outbox::LEN_MAX {
+            return Room::Full;
+        }
+        // A disk that does not say how full it is may still be written to.
+        match rustix::fs::statvfs(&self.path) {
+            Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < DISK_ROOM_MIN => {
+                Room::DiskFull
+            }
+            _ => Room::Enough,
+        }
     }
 
     async fn list(&self, limit: u32) -> Result<Vec<Listed>, Error> {

@@ -29,7 +29,7 @@ use self::reader::{Mirrors, Of, Wish};
 use super::memory::MemoryJournal;
 use super::{Claim, Estate, Hold, Journal, Log, Opening, Orphan, Reach, Running};
 use crate::clock;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::event::Start;
 use crate::id::{StreamId, UserId, call_id};
 use crate::outbox::Name;
@@ -42,8 +42,14 @@ const RETENTION: Duration = Duration::from_secs(10 * 60);
 /// The epoch of whoever begins a generation.
 const FIRST_EPOCH: u64 = 1;
 
+/// How long what the last process left is for the outbox to find: it looks at the start.
+const INHERITANCE_TIME: Duration = Duration::from_secs(5);
+
 /// Orphans that have been taken over and wait to be ended.
 const ORPHANS_MAX: usize = 64;
+
+/// What a caller is told to wait while Redis is away.
+const RETRY_AFTER_AWAY: Duration = Duration::from_secs(2);
 
 /// How long the end of the process waits for Redis to be told of everything.
 const CLOSING_TIME: Duration = Duration::from_secs(2);
@@ -71,8 +77,6 @@ pub struct SharedJournal {
     local: MemoryJournal,
     shared: Shared,
     orphaned: tokio::sync::Mutex<mpsc::Receiver<Orphan>>,
-    /// The instance that was here before, with the same data folder.
-    predecessor: Option<String>,
 }
 
 /// What goes through Redis.
@@ -85,6 +89,9 @@ struct Shared {
     orphans: mpsc::Sender<Orphan>,
     /// Until when what Redis does not know may be known to others.
     unsettled_until: Mutex<Instant>,
+    /// The instance that was here before, with the same data folder.
+    predecessor: Option<String>,
+    started_at: Instant,
 }
 
 impl Shared {
@@ -94,8 +101,30 @@ impl Shared {
             Instant::now() + LEASE;
     }
 
+    /// Whether what that instance left is in this one's outbox, which may know more of it and comes first.
+    fn is_heir_of(&self, dead: &str) -> bool {
+        self.predecessor.as_deref() == Some(dead) && self.started_at.elapsed() < INHERITANCE_TIME
+    }
+
     fn is_settled(&self) -> bool {
         *self.unsettled_until.lock().unwrap_or_else(PoisonError::into_inner) <= Instant::now()
+    }
+}
+
+/// A log that waits to be filled from elsewhere: given up if that does not come to pass.
+struct Unfollowed<'a>(Option<&'a Arc<Log>>);
+
+impl Unfollowed<'_> {
+    fn followed(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfollowed<'_> {
+    fn drop(&mut self) {
+        if let Some(log) = self.0 {
+            log.lose();
+        }
     }
 }
 
@@ -137,13 +166,14 @@ impl SharedJournal {
             instance,
             mirrors: Mirrors::default(),
             orphans,
-            unsettled_until: Mutex::new(Instant::now() + LEASE),
+            unsettled_until: Mutex::new(Instant::now()),
+            predecessor: predecessor.map(|instance| instance.to_string()),
+            started_at: Instant::now(),
         };
         Ok(Self {
             local: MemoryJournal::default(),
             shared,
             orphaned: tokio::sync::Mutex::new(orphaned),
-            predecessor: predecessor.map(|instance| instance.to_string()),
         })
     }
 
@@ -183,6 +213,8 @@ impl SharedJournal {
     /// Fills `log` with what Redis has, and follows it from then on.
     async fn follow(&self, log: &Arc<Log>, log_id: &str, holder: &str) -> Result<(), Away> {
         let Shared { redis, instance, .. } = &self.shared;
+        // Whoever asks may hang up at any time.
+        let unfollowed = Unfollowed(Some(log));
         let name = Name::of(log);
         let of = Of { name: &name, log_id };
         let mut calls = redis::pipe();
@@ -191,15 +223,16 @@ impl SharedJournal {
         match redis.pipeline::<(StreamRangeReply,)>(&calls).await {
             Ok((entries,)) => {
                 self.shared.mirror(log, log_id, holder, &entries.ids);
+                unfollowed.followed();
                 let mut calls = redis::pipe();
+                if log.is_to_stop() {
+                    Wish::Stop.tell(&mut calls, holder, of, instance);
+                }
                 // So that the next wait for news is for this one's, too.
                 Wish::Wake.tell(&mut calls, instance, of, instance);
                 redis.pipeline::<()>(&calls).await
             }
-            Err(Away) => {
-                log.lose();
-                Err(Away)
-            }
+            Err(Away) => Err(Away),
         }
     }
 
@@ -247,7 +280,7 @@ impl Journal for SharedJournal {
         let publisher = &self.shared.publisher;
         // One that was refused a moment ago leaves its name to this one, as soon as Redis knows.
         if let Some(refused) = publisher.find(&Name::of(&log)) {
-            publisher.tell(&[refused]).await;
+            publisher.free(&refused).await;
         }
         match publisher.claim(&log, &log_id, FIRST_EPOCH).await.as_deref() {
             // Redis may be back before the generation has ended, and is told of it then.
@@ -288,20 +321,26 @@ impl Journal for SharedJournal {
         running
     }
 
-    async fn stop(&self, log: &Arc<Log>) {
+    async fn stop(&self, log: &Arc<Log>) -> Result<(), Error> {
         let mut calls = redis::pipe();
         {
             let mirrors = self.shared.mirrors.lock();
             let Some((log_id, mirror)) =
                 mirrors.iter().find(|(_, mirror)| Arc::ptr_eq(&mirror.log, log))
             else {
-                return log.request_stop();
+                log.request_stop();
+                return Ok(());
             };
             let of = Of { name: &mirror.name, log_id };
             Wish::Stop.tell(&mut calls, &mirror.holder, of, &self.shared.instance);
         }
-        // Told to the log by the client; the caller waits for the end in vain then, and can ask again.
-        let _told: Result<(), Away> = self.shared.redis.pipeline(&calls).await;
+        self.shared.redis.pipeline(&calls).await.map_err(|Away| {
+            Error::new(
+                Code::StoreUnavailable,
+                "This stream is written by another relay, which cannot be reached. Try again in a moment.",
+            )
+            .with_retry_after(RETRY_AFTER_AWAY)
+        })
     }
 
     async fn seal(&self, log: &Arc<Log>, conclusion: &Conclusion) -> Hold {
@@ -331,7 +370,7 @@ impl Journal for SharedJournal {
         if known != write_token.expose_secret() {
             return Estate::Unknown;
         }
-        if Some(holder) != self.predecessor.as_ref() {
+        if Some(holder) != self.shared.predecessor.as_ref() {
             return Estate::Elsewhere;
         }
         match self.shared.take(&keys::word(name), holder, true).await {
@@ -347,7 +386,7 @@ impl Journal for SharedJournal {
     }
 
     fn reach(&self) -> Option<Reach> {
-        Some(match self.shared.redis.up_for() {
+        Some(match self.shared.redis.up_since() {
             Some(_) => Reach::Everywhere,
             None => Reach::Degraded,
         })
@@ -364,11 +403,12 @@ impl Journal for SharedJournal {
             publisher.run(),
             self.shared.read(),
             self.shared.keep(),
-            self.shared.take_over_from_the_dead(),
         );
     }
 
     async fn close(&self) {
+        // Their readers go on elsewhere.
+        self.shared.mirrors.lose_all();
         self.shared.publisher.flush_within(CLOSING_TIME).await;
         self.shared.end_lease().await;
     }

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
+use super::keeper::LEASE;
 use super::wire::Field;
 use super::{RETENTION, SCRIPTS, keys};
 use crate::event::Seq;
@@ -29,11 +30,12 @@ const BATCH_TIME: Duration = Duration::from_millis(50);
 /// The most text of one generation that is told at once, in bytes.
 const BATCH_LEN_MAX: usize = 1 << 20;
 
-/// Generations that are told of in one round trip.
+/// Generations that are told of in one round trip, and about how much text at most, in bytes: it has a second.
 const SIDE_BY_SIDE: usize = 256;
+const PIPELINE_LEN_MAX: usize = 4 << 20;
 
-/// How often one call is made anew because Redis had lost something, or knew more than was thought.
-const TRIES: usize = 4;
+/// How many calls may be made to tell the rest of a generation at its end: more than its longest text needs.
+const CALLS_MAX: usize = 16;
 
 /// A generation that is written here, as the others see it.
 pub(super) struct Publication {
@@ -48,6 +50,8 @@ pub(super) struct Publication {
     is_queued: AtomicBool,
     /// Whether Redis is to be asked whether it still has it, though there may be nothing new.
     is_doubtful: AtomicBool,
+    /// Whether nothing more is told of it.
+    is_forgotten: AtomicBool,
     /// Instances whose readers follow it, and when that was last heard of each.
     guests: Mutex<HashMap<String, (Seat, Instant)>>,
 }
@@ -109,6 +113,10 @@ struct Batch {
     /// The position before them, and that of the last.
     after: Seq,
     last: Seq,
+    /// How much text it has, in bytes.
+    len: usize,
+    /// Whether it says how the generation is about to end.
+    is_seal: bool,
     leaves: Leaves,
 }
 
@@ -128,6 +136,8 @@ enum Reply {
     Tail(Seq),
     /// Redis knows nothing of the generation.
     Missing,
+    /// Its name belongs to another generation.
+    Other,
     /// Another instance has it.
     Lost,
 }
@@ -136,6 +146,7 @@ impl Reply {
     fn of(reply: &str) -> Self {
         match reply {
             "missing" => Self::Missing,
+            "other" => Self::Other,
             tail => tail.parse().map_or(Self::Lost, Self::Tail),
         }
     }
@@ -158,6 +169,7 @@ impl Publisher {
             queue: Arc::clone(&self.queue),
             is_queued: AtomicBool::new(false),
             is_doubtful: AtomicBool::new(false),
+            is_forgotten: AtomicBool::new(false),
             guests: Mutex::default(),
         });
         lock(&self.by_name).insert(publication.name.clone(), Arc::clone(&publication));
@@ -195,7 +207,7 @@ impl Publisher {
     /// Tells what there is to tell now, and gives up after `time`.
     pub(super) async fn flush_within(&self, time: Duration) {
         let told = timeout(time, async {
-            while !lock(&self.queue.waiting).is_empty() && self.redis.up_for().is_some() {
+            while !lock(&self.queue.waiting).is_empty() && self.redis.up_since().is_some() {
                 self.flush().await;
                 // What somebody else is telling of at this moment is in the queue again.
                 tokio::task::yield_now().await;
@@ -213,16 +225,18 @@ impl Publisher {
         }
     }
 
-    pub(super) async fn tell(&self, publications: &[Arc<Publication>]) {
-        let (mut calls, mut told) = (redis::pipe(), Vec::new());
+    async fn tell(&self, publications: &[Arc<Publication>]) {
+        let (mut calls, mut told, mut len) = (redis::pipe(), Vec::new(), 0);
         for publication in publications {
             // Whoever has it at the moment tells of the generation, too; what comes later is told the next time.
-            let Ok(mut cursor) = Arc::clone(&publication.cursor).try_lock_owned() else {
+            let cursor = Arc::clone(&publication.cursor).try_lock_owned();
+            let Some(mut cursor) = cursor.ok().filter(|_| len < PIPELINE_LEN_MAX) else {
                 publication.is_queued.store(false, Ordering::Release);
                 Arc::clone(publication).wake();
                 continue;
             };
             if let Some(batch) = self.batch(publication, &mut cursor, None) {
+                len += batch.len;
                 calls.add_command(batch.call.clone());
                 told.push((publication, cursor, batch));
             }
@@ -253,23 +267,39 @@ impl Publisher {
     ) -> Hold {
         let Ok(conclusion) = serde_json::to_string(conclusion) else { return Hold::Held };
         let mut cursor: OwnedMutexGuard<_> = Arc::clone(&publication.cursor).lock_owned().await;
-        for _ in 0..TRIES {
-            let Some(batch) = self.batch(publication, &mut cursor, Some(&conclusion)) else {
-                break;
-            };
-            let Ok(reply) = self.redis.call::<String>(&batch.call).await else {
-                again(publication, &mut cursor, batch.after);
-                break;
-            };
-            let reply = Reply::of(&reply);
-            self.hear(publication, &mut cursor, &batch, &reply).await;
-            match reply {
-                Reply::Tail(tail) if tail == batch.last => break,
-                Reply::Lost => return Hold::Lost,
-                Reply::Tail(_) | Reply::Missing => {}
+        for _ in 0..CALLS_MAX {
+            let told = self.tell_one(publication, &mut cursor, Some(&conclusion)).await;
+            match told {
+                Some((Reply::Lost, _)) => return Hold::Lost,
+                Some((Reply::Tail(tail), batch)) if tail == batch.last && batch.is_seal => break,
+                Some((Reply::Tail(_) | Reply::Missing, _)) => {}
+                Some((Reply::Other, _)) | None => break,
             }
         }
         Hold::Held
+    }
+
+    /// Tells now of a generation that was refused, so that its name is free.
+    pub(super) async fn free(&self, refused: &Arc<Publication>) {
+        let mut cursor: OwnedMutexGuard<_> = Arc::clone(&refused.cursor).lock_owned().await;
+        self.tell_one(refused, &mut cursor, None).await;
+    }
+
+    /// Tells of one generation. `None` if there is nothing to tell, or Redis is away.
+    async fn tell_one(
+        &self,
+        publication: &Arc<Publication>,
+        cursor: &mut Follower,
+        conclusion: Option<&str>,
+    ) -> Option<(Reply, Batch)> {
+        let batch = self.batch(publication, cursor, conclusion)?;
+        let Ok(reply) = self.redis.call::<String>(&batch.call).await else {
+            again(publication, cursor, batch.after);
+            return None;
+        };
+        let reply = Reply::of(&reply);
+        self.hear(publication, cursor, &batch, &reply).await;
+        Some((reply, batch))
     }
 
     /// What is to be told of the generation now, if there is anything.
@@ -280,6 +310,9 @@ impl Publisher {
         conclusion: Option<&str>,
     ) -> Option<Batch> {
         publication.is_queued.store(false, Ordering::Release);
+        if publication.is_forgotten.load(Ordering::Acquire) {
+            return None;
+        }
         let is_doubtful = publication.is_doubtful.swap(false, Ordering::AcqRel);
         let (after, mut events, mut len) = (cursor.after(), Vec::new(), 0);
         let waker = Waker::from(Arc::clone(publication));
@@ -297,6 +330,8 @@ impl Publisher {
                 break;
             }
         }
+        // Said only with the last of the text: whoever finds it takes the text for whole.
+        let conclusion = conclusion.filter(|_| len < BATCH_LEN_MAX);
         if len >= BATCH_LEN_MAX {
             waker.wake_by_ref();
         }
@@ -314,7 +349,7 @@ impl Publisher {
         for (seq, field) in events {
             call.arg(seq).arg(field.name).arg(field.value);
         }
-        Some(Batch { call, after, last, leaves })
+        Some(Batch { call, after, last, len, is_seal: conclusion.is_some(), leaves })
     }
 
     fn append(
@@ -363,12 +398,10 @@ impl Publisher {
             Reply::Missing if batch.leaves == Leaves::Gone => self.forget(publication),
             Reply::Missing => match self.claim_again(publication).await {
                 Ok(true) => again(publication, cursor, 0),
-                Ok(false) => {
-                    warn!(%stream_id, "the name belongs to another generation in redis: this one is not shared");
-                    self.forget(publication);
-                }
+                Ok(false) => self.leave_to_itself(publication),
                 Err(Away) => again(publication, cursor, batch.after),
             },
+            Reply::Other => self.leave_to_itself(publication),
             Reply::Lost => {
                 if !publication.log.is_void() {
                     warn!(%stream_id, "another relay has taken this generation over");
@@ -401,15 +434,39 @@ impl Publisher {
             &keys::held(&self.instance),
             &keys::running(name.owner),
             keys::INSTANCES,
+            &keys::lease(&self.instance),
         ]);
         let write_token = opening.write_token.as_ref().map_or("", |token| token.expose_secret());
         call.arg(log_id).arg(&self.instance).arg(epoch).arg(write_token);
         call.arg(&opening.fingerprint).arg(opening.started_at.as_millisecond());
         call.arg(keys::word(&name)).arg(name.stream_id.as_str()).arg(self.live_time.as_secs());
+        call.arg(LEASE.as_millis() as u64);
         self.redis.call(&call).await
     }
 
+    /// Somebody else has claimed the name in a Redis that did not know of it: the generation goes on, and only here.
+    fn leave_to_itself(&self, publication: &Arc<Publication>) {
+        if !publication.log.is_void() {
+            let stream_id = &publication.name.stream_id;
+            warn!(%stream_id, "the name belongs to another generation in redis: this one is not shared");
+        }
+        self.forget(publication);
+    }
+
+    /// Forgets what ended so long ago that nobody would be told of it any more, had Redis been there.
+    pub(super) fn forget_ended(&self) {
+        for publication in self.all() {
+            if publication.log.ended_at().is_some_and(|at| at.elapsed() > RETENTION) {
+                self.forget(&publication);
+            }
+        }
+        let is_known =
+            |publication: &Arc<Publication>| !publication.is_forgotten.load(Ordering::Acquire);
+        lock(&self.queue.waiting).retain(is_known);
+    }
+
     fn forget(&self, publication: &Arc<Publication>) {
+        publication.is_forgotten.store(true, Ordering::Release);
         let mut by_name = lock(&self.by_name);
         // The name may have been claimed again since.
         if by_name.get(&publication.name).is_some_and(|known| Arc::ptr_eq(known, publication)) {

@@ -35,6 +35,9 @@ const ENTRIES_MAX: usize = 256;
 /// Wishes that are kept for an instance that does not read them: for as long as its lease lasts at most.
 pub(super) const WISHES_MAX: usize = 10_000;
 
+/// How long they are kept for one that is gone.
+const WISHES_TIME: Duration = Duration::from_secs(60 * 60);
+
 /// A generation that is written elsewhere and followed here.
 pub(super) struct Mirror {
     pub(super) name: Name,
@@ -57,6 +60,13 @@ impl Mirrors {
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<String, Mirror>> {
         // Every change under this lock is one insertion, removal or assignment, so a panic leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives all of them up, so that their followers ask again.
+    pub(super) fn lose_all(&self) {
+        for (_, mirror) in self.lock().drain() {
+            mirror.log.lose();
+        }
     }
 
     /// Takes in the entries of a log. What cannot be told on is given up, so that its followers ask again.
@@ -133,6 +143,8 @@ impl Wish {
         calls.cmd("XADD").arg(keys::wishes(to)).arg("MAXLEN").arg("~").arg(WISHES_MAX).arg("*");
         calls.arg("wish").arg(self.as_str()).arg("generation").arg(keys::word(of.name));
         calls.arg("log").arg(of.log_id).arg("from").arg(from).ignore();
+        // Whoever is gone does not see to it any more.
+        calls.cmd("EXPIRE").arg(keys::wishes(to)).arg(WISHES_TIME.as_secs()).ignore();
     }
 }
 

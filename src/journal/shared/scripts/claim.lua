@@ -1,6 +1,7 @@
 -- Gives the right to write a generation to exactly one of all who ask, and says whose it is.
--- KEYS: the generation, what the caller holds, what the owner runs, the instances.
--- ARGV: log, instance, epoch, write token, fingerprint, started at, name, stream id, seconds to live.
+-- Who holds something has a lease from the same moment on, or would be taken for dead.
+-- KEYS: the generation, what the caller holds, what the owner runs, the instances, the caller's lease.
+-- ARGV: log, instance, epoch, write token, fingerprint, started at, name, stream id, seconds to live, the lease's milliseconds.
 local known = redis.call('HMGET', KEYS[1], 'log', 'fingerprint', 'started_at', 'holder')
 if known[1] then
   return known
@@ -12,4 +13,5 @@ redis.call('SADD', KEYS[2], ARGV[7])
 redis.call('SADD', KEYS[3], ARGV[8])
 redis.call('EXPIRE', KEYS[3], ARGV[9])
 redis.call('SADD', KEYS[4], ARGV[2])
+redis.call('SET', KEYS[5], 'claimed', 'PX', ARGV[10], 'NX')
 return {ARGV[1], ARGV[5], ARGV[6], ARGV[2]}

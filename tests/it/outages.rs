@@ -1,0 +1,216 @@
+//! The database away, for as long as it takes: what was told is saved once it is back, once, and nobody is told otherwise.
+//!
+//! `RELAY_TEST_OUTAGE=60` keeps it away for so many seconds, instead of as long as the streams need to end, and lets the
+//! whole of a full outbox drain.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::backlog::Backlog;
+use crate::client::Reading;
+use crate::cutter::{Cuttable, Cutter};
+use crate::database::Database;
+use crate::oracle::{TEXT, gated};
+use crate::provider::{Gate, PATIENCE, Provider, Script};
+use crate::relay::{Answer, TestRelay, User};
+
+/// Streams that have told their whole text while the database is away.
+async fn told_without_database(
+    user: &User,
+    story: i64,
+    gate: &Gate,
+    cutter: &Cutter,
+    count: usize,
+) -> Vec<String> {
+    let mut readers = JoinSet::new();
+    for _ in 0..count {
+        let user = user.clone();
+        readers.spawn(async move {
+            let mut reading = user.say(story, "Go on.").await;
+            reading.until("token").await;
+            reading
+        });
+    }
+    let readings = readers.join_all().await;
+    cutter.shut();
+    gate.open();
+    let mut ended = JoinSet::new();
+    for mut reading in readings {
+        ended.spawn(async move {
+            let done = reading.done().await;
+            assert_eq!((&done["saved"], reading.text().as_str()), (&json!(false), TEXT));
+            reading.stream_id()
+        });
+    }
+    ended.join_all().await
+}
+
+fn outage() -> Option<Duration> {
+    let seconds = std::env::var("RELAY_TEST_OUTAGE").ok()?;
+    Some(Duration::from_secs(seconds.parse().unwrap()))
+}
+
+/// Readers of streams that end meanwhile have all of their text, and it is saved within ten seconds of the database's
+/// return; also if the relay is killed and started again before.
+async fn what_ends_while_the_database_is_away_is_saved_once_when_it_is_back(is_killed: bool) {
+    const STREAMS: usize = 200;
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.always(gated(&gate));
+    let Cuttable { cutter, mut relay, user, story } = Cuttable::start(&provider).await;
+    let until = Instant::now() + outage().unwrap_or_default();
+    let streams = told_without_database(&user, story, &gate, &cutter, STREAMS).await;
+    sleep_until(until).await;
+    if is_killed {
+        relay.kill().await;
+        relay.start_again().await;
+    }
+    cutter.open();
+    let back = Instant::now();
+    for stream in &streams {
+        assert_eq!(user.saved(stream, "complete").await["content"], TEXT);
+    }
+    println!("all {STREAMS} were saved {:?} after the database's return", back.elapsed());
+    assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
+    let tree = user.tree(story).await;
+    assert_eq!(tree["messages"].as_array().unwrap().len(), 2 * STREAMS);
+    for stream in &streams {
+        let mut follower = user.follow(stream, None).await;
+        follower.done().await;
+        assert_eq!(follower.text(), TEXT);
+    }
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn what_ends_while_the_database_is_away_is_saved_when_it_is_back() {
+    what_ends_while_the_database_is_away_is_saved_once_when_it_is_back(false).await;
+}
+
+#[tokio::test]
+async fn what_ends_while_the_database_is_away_survives_the_relay() {
+    what_ends_while_the_database_is_away_is_saved_once_when_it_is_back(true).await;
+}
+
+/// A save that is broken off after any part of it has been sent is one row, and the whole text.
+#[tokio::test]
+async fn a_save_that_is_cut_off_anywhere_is_one_row() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&[TEXT]));
+    let Cuttable { cutter, relay, user, story } = Cuttable::start(&provider).await;
+    let lens: Vec<usize> = (1..9).map(|part| part * 100).collect();
+    for len in &lens {
+        cutter.cut_request("relay_finish", *len);
+        assert_eq!(user.told(story, "Go on.").await["saved"], true);
+    }
+    assert!(cutter.cuts() >= lens.len() / 2, "requests are shorter than that");
+    let tree = user.tree(story).await;
+    assert_eq!(tree["messages"].as_array().unwrap().len(), 2 * lens.len());
+    assert_eq!(tree.to_string().matches("\"status\":\"complete\"").count(), 2 * lens.len());
+    relay.finish().await;
+}
+
+async fn ready(relay: &TestRelay) -> Value {
+    Answer::of(relay.client().get(relay.url("/readyz")).send().await.unwrap()).await.json
+}
+
+/// Past its bound the outbox keeps what it has, and takes what runs already, but nothing new begins.
+#[tokio::test]
+async fn past_the_bound_of_the_outbox_nothing_new_begins_and_nothing_is_lost() {
+    const WAITING: usize = 20_000 - 2;
+    const RUNNING: usize = 5;
+    let drained = if outage().is_some() { WAITING } else { 500 };
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.always(gated(&gate));
+    let Cuttable { cutter, mut relay, user, story } = Cuttable::start(&provider).await;
+    relay.kill().await;
+    let database = Database::shared().await;
+    let backlog = Backlog { user: user.id, count: WAITING, text_len: 200 };
+    backlog.begin_in_postgres(&database, drained).await;
+    backlog.fill_outbox(relay.data());
+    relay.start_again().await;
+    let streams = told_without_database(&user, story, &gate, &cutter, RUNNING).await;
+    let turn = json!({"conversation_id": story, "input": "Go on."});
+    let refused = user.post("/v1/stream", &turn).await;
+    assert!(refused.refused(503, "overloaded").contains("database"), "{}", refused.json);
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(ready(&relay).await["outbox"], "full");
+    backlog.let_be_tried(relay.data(), drained);
+    cutter.open();
+    let mut progress = (0, Instant::now());
+    while progress.0 < drained {
+        let saved = backlog.saved_in_postgres(&database).await;
+        if saved > progress.0 {
+            progress = (saved, Instant::now());
+        }
+        assert!(progress.1.elapsed() < PATIENCE, "{saved} are saved");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(ready(&relay).await["status"], "ready");
+    assert_eq!(user.told(story, "Go on.").await["saved"], true);
+    for stream in &streams {
+        assert_eq!(user.saved(stream, "complete").await["content"], TEXT);
+    }
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn who_comes_back_before_the_database_has_the_answer_is_not_told_another() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.always(gated(&gate));
+    let Cuttable { cutter, mut relay, user, story } = Cuttable::start(&provider).await;
+    let streams = told_without_database(&user, story, &gate, &cutter, 1).await;
+    relay.kill().await;
+    relay.start_again().await;
+    let path = format!("/v1/streams/{}", streams[0]);
+    user.get(&path).await.refused(503, "store_unavailable");
+    cutter.open();
+    let since = Instant::now();
+    let answer = loop {
+        let response = user.request(http::Method::GET, &path).send().await.unwrap();
+        if response.status() == 200 {
+            break Reading::new(response);
+        }
+        Answer::of(response).await.refused(503, "store_unavailable");
+        assert!(since.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(20)).await;
+    };
+    let mut answer = answer;
+    answer.done().await;
+    assert_eq!(answer.text(), TEXT);
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn what_the_database_refuses_for_good_is_set_aside_and_blocks_nobody() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    provider.always(gated(&gate));
+    let Cuttable { cutter, relay, user, story } = Cuttable::start(&provider).await;
+    let doomed = user.conversation().await;
+    let lost = told_without_database(&user, doomed, &gate, &cutter, 1).await;
+    // Somebody deletes the story while its last page is on its way.
+    let delete = format!("delete from relay_conversations where id = {doomed}");
+    Database::shared().await.admin().await.batch_execute(&delete).await.unwrap();
+    cutter.open();
+    let since = Instant::now();
+    let outbox = loop {
+        let listed = relay.run(&["outbox", "list"]);
+        if listed.contains("set_aside_at\":\"") {
+            break listed;
+        }
+        assert!(since.elapsed() < PATIENCE, "{listed}");
+        sleep(Duration::from_millis(50)).await;
+    };
+    let entry: Value = serde_json::from_str(outbox.trim()).unwrap();
+    assert_eq!((&entry["stream_id"], &entry["user_id"]), (&json!(lost[0]), &json!(user.id)));
+    assert!(
+        entry["reason"].as_str().unwrap().contains("deleted") && !outbox.contains("lighthouse"),
+        "{outbox}"
+    );
+    assert_eq!(user.told(story, "Go on.").await["saved"], true);
+    assert!(relay.run(&["outbox", "retry"]).starts_with("1 "));
+    // It is refused again, which the log tells as the error that it is.
+    relay.finish_with_errors().await;
+}
