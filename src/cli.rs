@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, Data, Mode, parse_duration};
 use crate::error::Error;
+use crate::http::listener;
 use crate::lifecycle::Signals;
 use crate::outbox::Outbox;
 use crate::{app, check, clock, dev, http, migrate, telemetry};
@@ -165,11 +166,12 @@ fn serve(mode: Mode, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Fail
     // Each stream needs two sockets, and the usual soft limit of 1,024 files is soon reached.
     let files = rlimit::increase_nofile_limit(u64::MAX)?;
     info!(files, "limit of open files");
+    let limits = listener::Limits::within(files);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve_until_signal(config))
+    runtime.block_on(serve_until_signal(config, limits))
 }
 
-async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
+async fn serve_until_signal(mut config: Config, limits: listener::Limits) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     // Where a project signs the tokens, one of `dev`'s own would be no use: its database would not take it.
     let has_own_secret = config.auth.shared_secret.is_some() || config.auth.jwks_url.is_none();
@@ -179,10 +181,10 @@ async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
     if config.mode == Mode::Dev {
         dev::ensure_master_keys(&mut config)?;
     }
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+    let socket = TcpListener::bind(config.listen).await.map_err(|error| {
         format!("cannot listen on {}: {error}. Set RELAY_LISTEN to another address.", config.listen)
     })?;
-    let address = listener.local_addr()?;
+    let address = socket.local_addr()?;
     let welcome = dev_secret
         .map(|secret| dev::welcome(&config, &secret, address, clock::now()))
         .transpose()?;
@@ -205,7 +207,7 @@ async fn serve_until_signal(mut config: Config) -> Result<(), Failure> {
     };
     let router = http::router(Arc::clone(&relay), origins);
     let served = async {
-        tokio::join!(http::listener::serve(listener, router, closing.clone()), until_signal);
+        tokio::join!(listener::serve(socket, router, limits, closing.clone()), until_signal);
     };
     tokio::select! {
         () = served => {}

@@ -63,6 +63,7 @@ codes! {
     StreamIdReused => "stream_id_reused",
     GenerationRunning => "generation_running",
     TooManyKeys => "too_many_keys",
+    RequestTimeout => "request_timeout",
     BodyTooLarge => "body_too_large",
     RateLimited => "rate_limited",
     TooManyStreams => "too_many_streams",
@@ -88,7 +89,8 @@ impl Code {
     pub fn is_retryable(self) -> bool {
         matches!(
             self,
-            Self::RateLimited
+            Self::RequestTimeout
+                | Self::RateLimited
                 | Self::TooManyStreams
                 | Self::Overloaded
                 | Self::ShuttingDown

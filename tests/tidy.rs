@@ -22,8 +22,9 @@ const LAYERS: &[&[&str]] = &[
 /// Crates that may be used in one place only, so that no other part comes to depend on them.
 const CONFINED: &[(&str, &[&str])] = &[
     ("axum", &["src/http/"]),
-    ("hyper", &["src/http/"]),
-    ("hyper_util", &["src/http/"]),
+    ("hyper", &["src/http/listener/"]),
+    ("hyper_util", &["src/http/listener/"]),
+    ("socket2", &["src/http/listener/"]),
     ("tower_http", &["src/http/"]),
     ("reqwest", &["src/auth/key_set.rs", "src/provider/", "src/store/functions/postgrest.rs"]),
     ("chacha20poly1305", &["src/seal/"]),

@@ -1,7 +1,9 @@
 //! What handlers take from a request, with errors that name the fault and say what is wanted.
 
+use std::error::Error as StdError;
 use std::fmt::Display;
 use std::str::FromStr;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -12,6 +14,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::BODY_LEN_MAX;
+use super::listener::Unread;
 use crate::error::{Code, Error};
 use crate::store::Cursor;
 use crate::text;
@@ -19,6 +22,9 @@ use crate::text;
 /// Entries of a list where the request names no number, and the most it can name: what one answer should hold.
 const LIMIT: u32 = 50;
 const LIMIT_MAX: u32 = 200;
+
+/// What a caller is told to wait if there is no room for its body: about as long as one takes to be read.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A JSON object as the body. An empty body counts as an empty object, and the content type is not looked at: there is
 /// nothing else that a body could be, and `curl -d` names another.
@@ -70,7 +76,24 @@ fn unreadable(rejection: &BytesRejection) -> Error {
             format!("The body is longer than {} MiB. Send less context.", BODY_LEN_MAX >> 20),
         );
     }
-    invalid("The body could not be read to its end.")
+    match unread(rejection) {
+        Some(Unread::TooSlow) => Error::new(
+            Code::RequestTimeout,
+            "The body comes too slowly. Send the request again, or send less context.",
+        ),
+        Some(Unread::NoRoom) => Error::new(
+            Code::Overloaded,
+            "The relay reads as many long requests as it can. Try again in a moment.",
+        )
+        .with_retry_after(RETRY_AFTER),
+        Some(Unread::Broken(_)) | None => invalid("The body could not be read to its end."),
+    }
+}
+
+/// What the listener says of it, which is among the causes.
+fn unread(rejection: &BytesRejection) -> Option<&Unread> {
+    std::iter::successors(rejection.source(), |&error| error.source())
+        .find_map(|error| error.downcast_ref())
 }
 
 /// The one parameter of a path.
@@ -96,7 +119,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
         let query = Query::<T>::from_request_parts(parts, state).await;
         query.map(|Query(parameters)| Self(parameters)).map_err(|rejection| {
-            let reason = std::error::Error::source(&rejection)
+            let reason = StdError::source(&rejection)
                 .map_or_else(|| rejection.to_string(), ToString::to_string);
             invalid(format!("The query is not what is wanted: {reason}."))
         })

@@ -25,7 +25,7 @@ impl IntoResponse for Error {
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.code() == Code::BodyTooLarge {
+        if matches!(self.code(), Code::BodyTooLarge | Code::RequestTimeout) {
             // The rest of the body is not read, so nothing else can come on this connection.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -53,6 +53,7 @@ fn status(code: Code) -> StatusCode {
         | Code::RouteNotFound => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::StreamIdReused | Code::GenerationRunning | Code::TooManyKeys => StatusCode::CONFLICT,
+        Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::RateLimited | Code::TooManyStreams => StatusCode::TOO_MANY_REQUESTS,
         Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,

@@ -39,6 +39,7 @@ mod keys;
 mod leaving;
 mod library;
 mod limits;
+mod listener;
 mod outages;
 mod postgrest_faults;
 mod prompt;

@@ -4,6 +4,7 @@
 //! runs, if a variant was left unfinished, if the log has an error or a secret, or if the process does not end well. A
 //! relay that is dropped without that fails the test too.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -181,6 +182,11 @@ impl TestRelay {
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The process's id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("the relay has ended")
     }
 
     /// Asks the process to end, without waiting.
@@ -450,6 +456,22 @@ impl Answer {
 }
 
 impl User {
+    /// A new user of a relay that a test has started in its own process.
+    pub(crate) fn of_relay_at(address: SocketAddr, client: reqwest::Client) -> Self {
+        let id = Uuid::now_v7();
+        let shared =
+            Shared { address: Mutex::new(address.to_string()), client, users: Mutex::default() };
+        Self { id, token: token(&claims(id)), shared: Arc::new(shared) }
+    }
+
+    /// The same user on another connection.
+    pub(crate) fn elsewhere(&self) -> Self {
+        let address = self.shared.address.lock().unwrap().parse().unwrap();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let other = Self::of_relay_at(address, client);
+        Self { id: self.id, token: self.token.clone(), ..other }
+    }
+
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let url = format!("http://{}{path}", self.shared.address.lock().unwrap());
         self.shared.client.request(method, url).bearer_auth(&self.token)

@@ -1,0 +1,252 @@
+//! One connection: HTTP/1 or HTTP/2 on a socket, for as long as somebody asks for something on it.
+//!
+//! hyper has a time-out for the headers of HTTP/1 alone, and none while it looks which of the two it is, nor for a
+//! connection of HTTP/2 that asks for nothing. Here one rule holds for all: a connection without a request is idle.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use tracing::debug;
+
+use super::Limits;
+use super::admission::Place;
+use super::body::{RequestBody, ResponseBody, Room};
+use super::socket::Socket;
+use super::stream::StreamExecutor;
+
+/// Headers at most, in number and together in bytes: an access token of 16 KiB and as much again.
+const HEADERS_MAX: usize = 64;
+const HEADERS_LEN_MAX: usize = 32 << 10;
+
+/// Requests at once on one HTTP/2 connection, and what is held for each if its reader does not read, in bytes.
+const H2_STREAMS_MAX: u32 = 100;
+const H2_SEND_BUFFER_LEN_MAX: usize = 16 << 10;
+
+/// What one HTTP/2 request, and all of a connection together, may send before it is read, in bytes. A body of 4 MiB
+/// takes 32 round trips.
+const H2_STREAM_WINDOW: u32 = 128 << 10;
+const H2_CONNECTION_WINDOW: u32 = 256 << 10;
+
+/// Streams of one connection that were reset and not accepted yet, and those that the relay had to reset for the client's
+/// faults: past these the connection is closed (CVE-2023-44487, CVE-2025-8671).
+const H2_PENDING_RESETS_MAX: usize = 20;
+const H2_FAULTS_MAX: usize = 100;
+
+/// How long an idle connection may take to close once it was told: a request may have been on its way.
+const LEAVING_TIME: Duration = Duration::from_secs(5);
+
+/// Serves connections, each in a task.
+pub(super) struct Server {
+    protocol: auto::Builder<StreamExecutor>,
+    router: Router,
+    room: Room,
+    limits: Limits,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl Server {
+    pub(super) fn new(
+        router: Router,
+        limits: Limits,
+        tasks: TaskTracker,
+        closing: CancellationToken,
+    ) -> Self {
+        let executor = StreamExecutor { tasks: tasks.clone(), patience: limits.unread };
+        Self {
+            protocol: protocol(executor, limits),
+            router,
+            room: Room::new(limits.bodies_len),
+            limits,
+            tasks,
+            closing,
+        }
+    }
+
+    /// Starts to serve a connection, which keeps `place` until it ends.
+    pub(super) fn serve(&self, socket: TcpStream, place: Place) {
+        let activity = Arc::new(Activity::new());
+        let service = Service {
+            router: self.router.clone(),
+            room: self.room.clone(),
+            body_patience: self.limits.body,
+            activity: Arc::clone(&activity),
+        };
+        let io = TokioIo::new(Socket::new(socket, self.limits.unread));
+        let connection = self.protocol.serve_connection(io, service).into_owned();
+        let idleness = Idleness { activity, place, limits: self.limits };
+        // A token of its own, so that connections do not meet at one lock for each of their wake-ups.
+        let closing = self.closing.child_token();
+        self.tasks.spawn(async move {
+            if let Err(error) = run(connection, &idleness, closing).await {
+                // Readers come and go; that is no fault of anybody's.
+                debug!(%error, "a connection broke");
+            }
+        });
+    }
+}
+
+fn protocol(executor: StreamExecutor, limits: Limits) -> auto::Builder<StreamExecutor> {
+    let mut protocol = auto::Builder::new(executor);
+    protocol
+        .http1()
+        .header_read_timeout(None)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEADERS_LEN_MAX);
+    protocol
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.idle)
+        .keep_alive_timeout(limits.idle)
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(H2_FAULTS_MAX)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_send_buf_size(H2_SEND_BUFFER_LEN_MAX)
+        .max_header_list_size(HEADERS_LEN_MAX as u32);
+    protocol
+}
+
+type Connection = auto::Connection<'static, TokioIo<Socket>, Service, StreamExecutor>;
+
+/// Serves until the client leaves, or is idle for too long, or the relay closes.
+async fn run(
+    connection: Connection,
+    idleness: &Idleness,
+    closing: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mut connection = pin!(connection);
+    let is_closing = tokio::select! {
+        biased;
+        served = connection.as_mut() => return served,
+        () = closing.cancelled() => true,
+        () = idleness.is_over() => false,
+    };
+    connection.as_mut().graceful_shutdown();
+    if is_closing {
+        return connection.await;
+    }
+    tokio::select! {
+        biased;
+        served = connection.as_mut() => served,
+        () = idleness.has_left() => Ok(()),
+    }
+}
+
+/// Whether a connection has been without a request for too long.
+struct Idleness {
+    activity: Arc<Activity>,
+    place: Place,
+    limits: Limits,
+}
+
+impl Idleness {
+    /// Returns when the connection has been idle for so long that it has to go.
+    async fn is_over(&self) {
+        let Limits { idle, idle_when_short, .. } = self.limits;
+        loop {
+            let Some(since) = self.activity.idle_since() else {
+                sleep(idle).await;
+                continue;
+            };
+            let patience = if self.place.is_short() { idle_when_short } else { idle };
+            if since.elapsed() >= patience {
+                return;
+            }
+            sleep_until((since + patience).min(Instant::now() + idle_when_short)).await;
+        }
+    }
+
+    /// Returns when a connection that was told to close has had the time to, and asks for nothing.
+    async fn has_left(&self) {
+        loop {
+            sleep(LEAVING_TIME).await;
+            if self.activity.idle_since().is_some() {
+                return;
+            }
+        }
+    }
+}
+
+/// How many requests of a connection are in flight, and since when there is none.
+#[derive(Debug)]
+struct Activity(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    requests: usize,
+    idle_since: Instant,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self(Mutex::new(State { requests: 0, idle_since: Instant::now() }))
+    }
+
+    fn idle_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        (state.requests == 0).then_some(state.idle_since)
+    }
+
+    /// Nothing under this lock can panic half-way, so a poisoned one is as good as any.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request, from when its headers have come until its response has gone.
+#[derive(Debug)]
+pub(super) struct InFlight(Arc<Activity>);
+
+impl InFlight {
+    fn begin(activity: &Arc<Activity>) -> Self {
+        activity.lock().requests += 1;
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.requests -= 1;
+        state.idle_since = Instant::now();
+    }
+}
+
+/// Hands the requests of one connection to the router.
+struct Service {
+    router: Router,
+    room: Room,
+    body_patience: Duration,
+    activity: Arc<Activity>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let in_flight = InFlight::begin(&self.activity);
+        let request = request.map(|incoming| {
+            Body::new(RequestBody::new(incoming, self.room.clone(), self.body_patience))
+        });
+        let response = self.router.clone().oneshot(request);
+        Box::pin(async move { Ok(response.await?.map(|body| ResponseBody::new(body, in_flight))) })
+    }
+}

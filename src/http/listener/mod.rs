@@ -1,0 +1,197 @@
+//! The accept loop: sockets in, requests to the router, and nobody who can tie it up.
+//!
+//! It is our own rather than `axum::serve`, which sets no timer and knows no limit on connections. What a client may not
+//! do is in [`Limits`]: hold a connection without asking for anything, send its request for ever, read nothing, or take
+//! the connections of others. A client that does costs itself its connection, or its stream of it, and nobody anything.
+
+mod admission;
+mod body;
+mod connection;
+mod seldom;
+mod socket;
+mod stream;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, sink};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use admission::Admission;
+pub(super) use body::Unread;
+use connection::Server;
+use seldom::Seldom;
+
+/// Connections at once. Each generation needs one for its reader; the rest is for everything else.
+const CONNECTIONS_MAX: usize = 16_000;
+
+/// What all bodies that are being read may hold together, in bytes: a hundred of the longest, tens of thousands of the
+/// usual.
+const BODIES_LEN_MAX: usize = 512 << 20;
+
+/// Open files for [`CONNECTIONS_MAX`], for as many generations' providers as there can be, and for the database.
+const FILES_WANTED: u64 = 30_000;
+
+/// How long connections may take to end after their last response. A follower's last event is on its way by then.
+const CLOSING_TIME: Duration = Duration::from_secs(5);
+
+/// How long to wait after accepting failed, for want of file descriptors usually: trying at once would only spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// How many connections too many are told so at once, and how long each of them gets to read it. The others are closed
+/// without a word: a flood must not become one of tasks.
+const TURNED_AWAY_MAX: usize = 256;
+const TURNING_AWAY_TIME: Duration = Duration::from_secs(1);
+
+/// What a client may do before it costs it its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once. One address may hold as many as it leaves free to others; see `admission.rs`.
+    pub connections: usize,
+    /// How long a connection may be without a request: silent from the start, sending headers, or between two requests.
+    /// An HTTP/2 client that is silent during its requests is asked after as long whether it is there, and must answer
+    /// within as long.
+    pub idle: Duration,
+    /// The same while more than three quarters of the connections are taken.
+    pub idle_when_short: Duration,
+    /// How long nothing may be taken of what there is to read: by a connection, or by one stream of it.
+    pub unread: Duration,
+    /// How long a request's body may take, however short it is; every 64 KiB of it add a second.
+    pub body: Duration,
+    /// What all bodies that are being read may hold together, in bytes.
+    pub bodies_len: usize,
+}
+
+impl Default for Limits {
+    /// For clients anywhere: phones come back from a tunnel within these times or come back anew, and proxies give up
+    /// after as long.
+    fn default() -> Self {
+        Self {
+            connections: CONNECTIONS_MAX,
+            idle: Duration::from_secs(30),
+            idle_when_short: Duration::from_secs(5),
+            unread: Duration::from_secs(30),
+            body: Duration::from_secs(30),
+            bodies_len: BODIES_LEN_MAX,
+        }
+    }
+}
+
+impl Limits {
+    /// The usual limits, for a process that may have so many files open. A quarter of them is kept for what is no
+    /// connection, so that no flood of these keeps answers from their providers and their database.
+    #[must_use]
+    pub fn within(files: u64) -> Self {
+        let connections = usize::try_from(files - files / 4)
+            .map_or(CONNECTIONS_MAX, |max| max.min(CONNECTIONS_MAX));
+        if files < FILES_WANTED {
+            warn!(
+                files,
+                connections,
+                "the limit of open files is low: raise it to {FILES_WANTED} (LimitNOFILE=, or ulimit -Hn) for as many readers and answers as the relay takes"
+            );
+        }
+        Self { connections, ..Self::default() }
+    }
+}
+
+/// Serves connections until `closing`, then lets those that exist finish what they are at.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    closing: CancellationToken,
+) {
+    let tasks = TaskTracker::new();
+    let door = Door {
+        admission: Admission::new(limits.connections),
+        server: Server::new(router, limits, tasks.clone(), closing.clone()),
+        turning_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
+        refusals: Seldom::default(),
+        tasks: tasks.clone(),
+    };
+    closing.run_until_cancelled(accept(&listener, door)).await;
+    drop(listener);
+    tasks.close();
+    if timeout(CLOSING_TIME, tasks.wait()).await.is_err() {
+        warn!("some connections were cut off");
+    }
+}
+
+async fn accept(listener: &TcpListener, mut door: Door) {
+    let mut failures = Seldom::default();
+    loop {
+        match listener.accept().await {
+            Ok((socket, peer)) => door.take(socket, peer),
+            // The client has gone again.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if let Some(times) = failures.tell() {
+                    warn!(%error, times, "accepting connections fails");
+                }
+                sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Who comes in, and what the others are told.
+struct Door {
+    admission: Admission,
+    server: Server,
+    turning_away: Arc<Semaphore>,
+    refusals: Seldom,
+    tasks: TaskTracker,
+}
+
+impl Door {
+    fn take(&mut self, socket: TcpStream, peer: SocketAddr) {
+        if let Some(place) = self.admission.admit(peer.ip()) {
+            self.server.serve(socket, place);
+            return;
+        }
+        if let Some(times) = self.refusals.tell() {
+            let taken = self.admission.taken();
+            warn!(%peer, times, taken, "connections are refused: there are too many");
+        }
+        if let Ok(permit) = Arc::clone(&self.turning_away).try_acquire_owned() {
+            self.tasks.spawn(async move {
+                if !matches!(timeout(TURNING_AWAY_TIME, turn_away(socket)).await, Ok(Ok(()))) {
+                    debug!("a connection too many did not wait for its answer");
+                }
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// Tells one connection too many to come back.
+async fn turn_away(mut socket: TcpStream) -> io::Result<()> {
+    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: application/json\r\ncontent-length: 88\r\nconnection: close\r\n\r\n{\"error\":{\"code\":\"overloaded\",\"message\":\"Too many connections. Try again in a moment.\"}}";
+    socket.write_all(ANSWER).await?;
+    socket.shutdown().await?;
+    // A socket that is closed with something unread in it is reset, and its answer with it.
+    copy(&mut socket.take(64 << 10), &mut sink()).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarter_of_the_files_is_for_what_is_no_connection() {
+        assert_eq!(Limits::within(1_024).connections, 768);
+        assert_eq!(Limits::within(20_000).connections, 15_000);
+        assert_eq!(Limits::within(1 << 20), Limits::default());
+        assert_eq!(Limits::within(u64::MAX), Limits::default());
+    }
+}
