@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
@@ -23,6 +23,9 @@ const BACKOFF: Duration = Duration::from_millis(100);
 /// Entries of the outbox that are taken out at once, and how many of them are saved side by side.
 const BATCH_LEN: u32 = 256;
 const SIDE_BY_SIDE: usize = 16;
+
+/// How many are saved side by side while nobody else asks anything of the database: as many as SQLite commits at once.
+const SIDE_BY_SIDE_ALONE: usize = 64;
 
 /// How long a database that does not answer is left alone at most: what waits for it is in within some seconds of its
 /// return.
@@ -50,13 +53,13 @@ pub(crate) async fn run(relay: Arc<Relay>) {
     let _elapsed = timeout(TOUCH_TIME, relay.journal.in_touch()).await;
     let mut pause = BACKOFF;
     loop {
-        match try_due(&relay).await {
-            Ok(Tried::Done) => pause = BACKOFF,
-            Ok(Tried::Nothing) => {
+        match try_due(&relay, SIDE_BY_SIDE).await {
+            Ok(Round::Done) => pause = BACKOFF,
+            Ok(Round::Nothing) => {
                 // Whoever puts something in says so; an operator's tool cannot.
                 let _elapsed = timeout(LOOK_INTERVAL, relay.outbox_filled.notified()).await;
             }
-            Ok(Tried::Unavailable) => {
+            Ok(Round::Unavailable) => {
                 sleep(pause / 2 + pause * u32::from(random_byte()) / 512).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
@@ -65,32 +68,47 @@ pub(crate) async fn run(relay: Arc<Relay>) {
     }
 }
 
-/// Brings what is due into the database, as far as that answers.
+/// Brings what is due into the database, as far as that answers, while nobody else asks anything of it.
 ///
 /// # Errors
 /// Of the outbox's disk.
 pub(crate) async fn run_due(relay: &Relay) -> Result<(), Error> {
-    while try_due(relay).await? == Tried::Done {}
+    while try_due(relay, SIDE_BY_SIDE_ALONE).await? == Round::Done {}
     Ok(())
 }
 
-/// What came of a try.
+/// What came of trying what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tried {
+enum Round {
     Done,
     Nothing,
     Unavailable,
 }
 
-async fn try_due(relay: &Relay) -> Result<Tried, Error> {
+/// What came of trying an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    /// It need not be here any more.
+    Over(i64),
+    /// It is tried again later, or was set aside.
+    Kept,
+    Unavailable,
+}
+
+async fn try_due(relay: &Relay, side_by_side: usize) -> Result<Round, Error> {
     let due = relay.outbox.due(clock::now(), BATCH_LEN).await?;
     if due.is_empty() {
-        return Ok(Tried::Nothing);
+        return Ok(Round::Nothing);
     }
     let tried = stream::iter(due).map(|entry| try_entry(relay, entry));
-    let tried: Vec<Result<Tried, Error>> = tried.buffer_unordered(SIDE_BY_SIDE).collect().await;
-    let tried = tried.into_iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(if tried.contains(&Tried::Unavailable) { Tried::Unavailable } else { Tried::Done })
+    let tried: Vec<_> = tried.buffer_unordered(side_by_side).try_collect().await?;
+    let over = tried.iter().filter_map(|tried| match tried {
+        Tried::Over(id) => Some(*id),
+        Tried::Kept | Tried::Unavailable => None,
+    });
+    // All at once, because each time is a flush. If the process dies before, they are saved again, which changes nothing.
+    relay.outbox.remove(over.collect()).await?;
+    Ok(if tried.contains(&Tried::Unavailable) { Round::Unavailable } else { Round::Done })
 }
 
 /// What is to become of an entry.
@@ -127,7 +145,7 @@ async fn try_entry(relay: &Relay, mut entry: Entry) -> Result<Tried, Error> {
     match verdict {
         Verdict::Over => {
             info!(%stream_id, attempts, "done with an entry of the outbox");
-            relay.outbox.remove(id).await?;
+            return Ok(Tried::Over(id));
         }
         Verdict::Unavailable => return Ok(Tried::Unavailable),
         Verdict::NotYet(reason) => relay.outbox.postpone(id, later(RETRY_WAIT), reason).await?,
@@ -141,7 +159,7 @@ async fn try_entry(relay: &Relay, mut entry: Entry) -> Result<Tried, Error> {
             relay.outbox.set_aside(id, &reason).await?;
         }
     }
-    Ok(Tried::Done)
+    Ok(Tried::Kept)
 }
 
 /// What the database's answer means for the entry.

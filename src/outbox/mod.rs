@@ -90,8 +90,8 @@ pub trait Outbox: Send + Sync + 'static {
     /// At most `limit` entries that are to be tried at `now`, the longest waiting first.
     async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<Entry>, Error>;
 
-    /// The database has it.
-    async fn remove(&self, id: i64) -> Result<(), Error>;
+    /// The database has them, or will never.
+    async fn remove(&self, ids: Vec<i64>) -> Result<(), Error>;
 
     /// More is known of it than when it was put here.
     async fn amend(&self, id: i64, finish: &Finish) -> Result<(), Error>;

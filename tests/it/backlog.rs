@@ -24,8 +24,8 @@ impl Backlog {
         format!("backlog-{at}")
     }
 
-    fn write_token(at: usize) -> String {
-        format!("token-{at}")
+    fn write_token(&self, at: usize) -> String {
+        format!("{}-{at}", self.user)
     }
 
     /// Begins the first so many of them in a database that the relay uses.
@@ -48,7 +48,7 @@ impl Backlog {
                  insert into public.relay_variants (message_id, user_id, status, expires_at)
                    values (message, '{user}', 'streaming', now() + interval '1 hour') returning id into variant;
                  insert into public.relay_generations (user_id, stream_id, fingerprint, write_token_hash, variant_id)
-                   values ('{user}', 'backlog-' || at, '', sha256(convert_to('token-' || at, 'UTF8')), variant);
+                   values ('{user}', 'backlog-' || at, '', sha256(convert_to('{user}-' || at, 'UTF8')), variant);
                end loop;
              end $$;"
         );
@@ -87,7 +87,7 @@ impl Backlog {
                  values (?, '', '', 'streaming', 0, 9e15)",
                 &[&message],
             );
-            let hash: [u8; 32] = Sha256::digest(Self::write_token(at)).into();
+            let hash: [u8; 32] = Sha256::digest(self.write_token(at)).into();
             insert(
                 "insert into generations (user_id, stream_id, fingerprint, write_token_hash, variant_id, is_announced)
                  values (?, ?, '', ?, ?, 0)",
@@ -120,7 +120,7 @@ impl Backlog {
                 )
                 .unwrap();
             record
-                .execute(params![self.user.to_string(), Self::stream_id(at), Self::write_token(at)])
+                .execute(params![self.user.to_string(), Self::stream_id(at), self.write_token(at)])
                 .unwrap();
             let record = transaction.last_insert_rowid();
             let mut piece = transaction
@@ -145,7 +145,7 @@ impl Backlog {
                      values (?, ?, ?, 'complete', ?, '', '', (unixepoch() + 3600) * 1000, 0)",
                 )
                 .unwrap()
-                .execute(params![self.user.to_string(), Self::stream_id(at), Self::write_token(at), text])
+                .execute(params![self.user.to_string(), Self::stream_id(at), self.write_token(at), text])
                 .unwrap();
         });
     }

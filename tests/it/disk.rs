@@ -8,10 +8,11 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::database::Database;
-use crate::oracle::{Endings, check, tell, telling};
+use crate::oracle::{Endings, TEXT, check, tell, tell_and_count, telling};
 use crate::provider::{Provider, Script};
 use crate::relay::{Answer, Builder, TestRelay, User};
 use crate::strace::{Faults, files_up_to, has_struck};
@@ -31,7 +32,7 @@ const BROKEN: Faults =
 const FULL: Faults =
     Faults { calls: "pwrite64", fault: "error=ENOSPC", first: 1, goes_on: true, files: BOTH };
 
-/// Streams that are told at once, twice, while the disk fails.
+/// Streams that are told at once when the relay is killed, and while its disk fails.
 const STREAMS: usize = 3;
 
 /// A relay that is started on a bad disk again and again.
@@ -68,25 +69,32 @@ impl Victim {
         }
     }
 
-    /// Starts it by the command `under`, tells streams, ends it if it does not end by itself, starts it again as usual,
-    /// and holds the streams to the oracle. Returns how it ended, which was with good advice if it was a failure.
+    /// Kills it in the middle of streams, starts it by the command `under`, tells more, ends it if it does not end by
+    /// itself, starts it again as usual, and holds the streams to the oracle. Returns how it ended, which was with good
+    /// advice if it was a failure.
     async fn meet(&mut self, under: &[String]) -> ExitStatus {
         self.runs += 1;
         let story = self.user.conversation().await;
         self.refuse_answers(true).await;
         let (relay, user) = (&mut self.relay, &self.user);
+        let (told, mut count) = watch::channel(0);
+        let mut readers = JoinSet::new();
+        for reader in 0..STREAMS {
+            let stream_id = format!("{}-before-{reader}", self.runs);
+            readers.spawn(tell_and_count(user.clone(), story, stream_id, told.clone()));
+        }
+        drop(told);
+        drop(count.wait_for(|count| *count >= TEXT.len()).await);
         relay.kill().await;
-        let mut told = Vec::new();
+        let mut told = readers.join_all().await;
+        let mut readers = JoinSet::new();
         if relay.start_under(under).await {
-            for round in 0..2 {
-                let mut readers = JoinSet::new();
-                for reader in 0..STREAMS {
-                    let stream_id = format!("{}-{round}-{reader}", self.runs);
-                    readers.spawn(tell(user.clone(), story, stream_id));
-                }
-                told.extend(readers.join_all().await);
+            for reader in 0..STREAMS {
+                let stream_id = format!("{}-{reader}", self.runs);
+                readers.spawn(tell(user.clone(), story, stream_id));
             }
         }
+        told.extend(readers.join_all().await);
         relay.terminate();
         let status = relay.exited().await;
         if status.code() == Some(1) {
@@ -152,6 +160,19 @@ async fn a_kill_at_any_flush_of_the_outbox_on_postgres() {
 async fn an_error_at_any_flush_of_the_journal_on_sqlite() {
     let provider = Provider::start().await;
     Victim::on_sqlite(&provider).await.sweep(BROKEN, 6).await;
+}
+
+/// It does not try for ever to work off what it found.
+#[tokio::test]
+async fn a_journal_that_fails_while_it_is_recovered() {
+    let provider = Provider::start().await;
+    let mut victim = Victim::on_sqlite(&provider).await;
+    for first in 1..4 {
+        let faults = Faults { first, goes_on: true, ..BROKEN };
+        let status = victim.meet(&faults.command(victim.relay.data())).await;
+        assert_eq!(status.code(), Some(1), "{first}");
+    }
+    victim.relay.finish_with_errors().await;
 }
 
 #[tokio::test]

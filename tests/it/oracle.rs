@@ -123,7 +123,7 @@ pub(crate) async fn check(user: &User, story: i64, told: Told) -> String {
                 return status;
             }
             // Where the text of an error is safe it says so; a relay that cannot save it says that.
-            Some(end) if end.json()["saved"] == true => reading,
+            Some(end) if end.json()["saved"] == true => *reading,
             Some(_) => return status,
             None => {
                 let mut more =
@@ -131,13 +131,13 @@ pub(crate) async fn check(user: &User, story: i64, told: Told) -> String {
                 more.end().await;
                 // Positions go back where the reader had more than was recorded, and is told to replace it.
                 more.seen = [reading.seen, more.seen].concat();
-                Box::new(more)
+                more
             }
         },
         Answer::Lost | Answer::Refused => {
             let mut whole = user.follow(&stream_id, None).await;
             whole.end().await;
-            Box::new(whole)
+            whole
         }
     };
     assert_eq!(reading.text(), content, "{stream_id}: {:?}", reading.seen);

@@ -248,9 +248,12 @@ impl Outbox for JournalFile {
         Ok(entries)
     }
 
-    async fn remove(&self, id: i64) -> Result<(), Error> {
+    async fn remove(&self, ids: Vec<i64>) -> Result<(), Error> {
         self.write(move |connection| {
-            connection.prepare_cached("delete from outbox where id = ?1")?.execute([id])?;
+            let mut delete = connection.prepare_cached("delete from outbox where id = ?1")?;
+            for id in ids {
+                delete.execute([id])?;
+            }
             Ok(())
         })
         .await
