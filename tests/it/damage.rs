@@ -121,15 +121,18 @@ async fn a_file_of_another_program() {
 #[tokio::test]
 async fn a_journal_of_a_newer_version() {
     let mut killed = Killed::start().await;
+    let journal = killed.journal();
     let set = |version: i64| {
-        let connection = Connection::open(killed.journal()).unwrap();
+        let connection = Connection::open(&journal).unwrap();
+        let known = connection
+            .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
+            .unwrap();
         connection.pragma_update(None, "user_version", version).unwrap();
+        known
     };
-    set(99);
+    let known = set(99);
     killed.refuses("newer version", "Start that version").await;
-    let connection = Connection::open(killed.journal()).unwrap();
-    connection.pragma_update(None, "user_version", 1).unwrap();
-    drop(connection);
+    set(known);
     assert_eq!(killed.recovers().await, "interrupted");
 }
 

@@ -383,10 +383,9 @@ async fn spawn(
 ) -> (Child, String) {
     let Launched { child, address } = launch(&[], command, env, data, log);
     let address = timeout(PATIENCE, address).await.expect("the relay does not start");
-    (
-        child,
-        address.unwrap_or_else(|_| panic!("the relay does not start:\n{}", log.lock().unwrap())),
-    )
+    // Copied first: whoever cleans up behind a panic looks at the log, too.
+    let said = log.lock().unwrap().clone();
+    (child, address.unwrap_or_else(|_| panic!("the relay does not start:\n{said}")))
 }
 
 /// The claims of a signed-in user, as Supabase Auth sets them.

@@ -211,7 +211,9 @@ async fn health_and_readiness_need_no_token() {
     let ready = Answer::of(get("/readyz").await.unwrap()).await.ok(200);
     assert_eq!(
         ready,
-        serde_json::json!({"status": "ready", "store": "up", "keys": "up", "durable": true})
+        serde_json::json!({
+            "status": "ready", "store": "up", "keys": "up", "outbox": "up", "durable": true,
+        })
     );
     relay.finish().await;
 
