@@ -159,6 +159,9 @@ fn print_token(args: &TokenArgs, lookup: impl Fn(&str) -> Option<String>) -> Res
     Ok(())
 }
 
+/// How long the end of the process waits for what still runs when all that was promised is done.
+const LAST_WORDS_TIME: Duration = Duration::from_secs(5);
+
 fn serve(mode: Mode, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
     telemetry::start(lookup("RELAY_LOG").as_deref())
         .map_err(|error| format!("RELAY_LOG cannot be read: {error}"))?;
@@ -168,7 +171,10 @@ fn serve(mode: Mode, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Fail
     info!(files, "limit of open files");
     let limits = listener::Limits::within(files);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve_until_signal(config, limits))
+    let ended = runtime.block_on(serve_until_signal(config, limits));
+    // What runs still may say its last, so that the reason is the last line of all; but it may be what cannot go on.
+    runtime.shutdown_timeout(LAST_WORDS_TIME);
+    ended
 }
 
 async fn serve_until_signal(mut config: Config, limits: listener::Limits) -> Result<(), Failure> {

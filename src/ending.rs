@@ -25,7 +25,7 @@ pub(crate) async fn settle(
         return None;
     }
     let Some(write_token) = write_token else { return Some(last_event(start, conclusion, None)) };
-    let finish = finish(writer, write_token, conclusion, &start.model);
+    let finish = Finish::concluded(write_token, writer.texts(), conclusion, start.model.clone());
     match saving::save(relay, &Name::of(writer.log()), &finish).await {
         Ok(Saved::Stored(finished)) if !finished.is_by(&finish) => {
             warn!(stream_id = %start.stream_id, "another relay has saved this generation");
@@ -45,18 +45,6 @@ pub(crate) async fn settle(
             }))
         }
     }
-}
-
-fn finish(
-    writer: &Writer,
-    write_token: SecretString,
-    conclusion: &Conclusion,
-    model: &str,
-) -> Finish {
-    let (reasoning, content) = writer.texts();
-    let Conclusion { outcome, finish_reason, usage, failure, is_announced: _ } = conclusion.clone();
-    let model = model.to_owned();
-    Finish { write_token, outcome, content, reasoning, finish_reason, usage, failure, model }
 }
 
 /// What is said last of a generation; `saved` is what became of its rows, if it has any.

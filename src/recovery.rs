@@ -138,12 +138,8 @@ pub(crate) async fn heir(relay: &Relay, entry: &mut Entry) -> Result<Heir, Error
     {
         return Ok(Heir::Told(Box::new(Told { writer, conclusion: None })));
     }
-    let (reasoning, content) = writer.texts();
-    let Conclusion { outcome, finish_reason, usage, failure, .. } = conclusion.clone();
-    let write_token = entry.finish.write_token.clone();
-    let model = entry.finish.model.clone();
-    entry.finish =
-        Finish { write_token, outcome, content, reasoning, finish_reason, usage, failure, model };
+    let (write_token, model) = (entry.finish.write_token.clone(), entry.finish.model.clone());
+    entry.finish = Finish::concluded(write_token, writer.texts(), &conclusion, model);
     relay.outbox.amend(entry.id, &entry.finish).await?;
     Ok(Heir::Told(Box::new(Told { writer, conclusion: Some(conclusion) })))
 }

@@ -19,9 +19,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde::Serialize;
-
 use secrecy::SecretString;
+use serde::Serialize;
 
 use crate::error::Error;
 use crate::id::{ConversationId, MessageId, StreamId, UserId, VariantId};

@@ -198,6 +198,19 @@ pub struct Finish {
 }
 
 impl Finish {
+    /// The end of a generation with that text, reasoning first.
+    #[must_use]
+    pub fn concluded(
+        write_token: SecretString,
+        (reasoning, content): (String, String),
+        conclusion: &Conclusion,
+        model: String,
+    ) -> Self {
+        let Conclusion { outcome, finish_reason, usage, failure, is_announced: _ } =
+            conclusion.clone();
+        Self { write_token, outcome, content, reasoning, finish_reason, usage, failure, model }
+    }
+
     /// The end of a generation of which nothing is left but that it was begun.
     #[must_use]
     pub fn interrupted(write_token: SecretString, failure: Failure) -> Self {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::provider::{Gate, Provider, Script};
 use crate::relay::TestRelay;
@@ -21,8 +22,10 @@ async fn a_stop_closes_the_provider_and_keeps_the_text() {
     let mut reading = user.say(story, "Go.").await;
     reading.until("token").await;
     let path = format!("/v1/streams/{}", reading.stream_id());
+    let stopped_at = Instant::now();
     user.delete(&path).await.ok(204);
     provider.closed(0).await;
+    assert!(stopped_at.elapsed() < Duration::from_secs(1));
     let done = reading.done().await;
     assert_eq!(
         (&done["status"], &done["saved"], &done["finish_reason"]),

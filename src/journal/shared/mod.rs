@@ -3,8 +3,8 @@
 //!
 //! Redis holds a copy, which others follow; nobody here waits for it, and while it is away every relay goes on by itself.
 //! A generation has one *holder*, the instance that writes it, under a lease and an epoch: an instance that lost its lease
-//! is taken for dead, another takes its generations over with the next epoch, and whatever the first still sends is
-//! refused by Redis, because an entry's id is `<epoch>-<position>`, and ids must grow.
+//! is taken for dead, another takes its generations over with the next epoch, and whatever the first still sends is of
+//! an epoch that is over, and refused. An entry's id is `<epoch>-<position>`, so it could not be added either.
 
 mod keeper;
 mod keys;

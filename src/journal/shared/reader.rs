@@ -33,7 +33,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 const ENTRIES_MAX: usize = 256;
 
 /// Wishes that are kept for an instance that does not read them: for as long as its lease lasts at most.
-pub(super) const WISHES_MAX: usize = 10_000;
+const WISHES_MAX: usize = 10_000;
 
 /// How long they are kept for one that is gone.
 const WISHES_TIME: Duration = Duration::from_secs(60 * 60);
