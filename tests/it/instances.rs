@@ -36,6 +36,24 @@ async fn read_to(reading: &mut Reading, text: &str) {
     }
 }
 
+/// A stream that is written at the first relay, and followed at the second as well.
+struct Followed {
+    here: Reading,
+    there: Reading,
+    stream_id: String,
+}
+
+impl Followed {
+    /// As far as its first `words` words have come to the second.
+    async fn begin(pair: &Pair, words: usize) -> Self {
+        let here = pair.user.say(pair.story, "Go.").await;
+        let stream_id = here.stream_id();
+        let mut there = pair.away.follow(&stream_id, None).await;
+        read_to(&mut there, &WORDS[..words].concat()).await;
+        Self { here, there, stream_id }
+    }
+}
+
 #[tokio::test]
 async fn a_stream_is_followed_listed_and_read_again_at_another_relay() {
     let (provider, gate) = (Provider::start().await, Gate::new());
@@ -236,10 +254,7 @@ async fn what_a_killed_relay_was_writing_is_ended_by_another_within_fifteen_seco
     let provider = Provider::start().await;
     provider.once(Script::new().token(WORDS[0]).token(WORDS[1]).stall());
     let mut pair = Pair::start(&provider).await;
-    let here = pair.user.say(pair.story, "Go.").await;
-    let stream_id = here.stream_id();
-    let mut there = pair.away.follow(&stream_id, None).await;
-    read_to(&mut there, &WORDS[..2].concat()).await;
+    let Followed { here: _here, mut there, stream_id } = Followed::begin(&pair, 2).await;
     pair.first.kill().await;
     let since = Instant::now();
     let error = there.error().await;
@@ -271,10 +286,7 @@ async fn a_relay_that_is_started_again_at_once_ends_its_own_and_tells_readers_el
     let provider = Provider::start().await;
     provider.once(Script::new().token(WORDS[0]).token(WORDS[1]).stall());
     let mut pair = Pair::start(&provider).await;
-    let here = pair.user.say(pair.story, "Go.").await;
-    let stream_id = here.stream_id();
-    let mut there = pair.away.follow(&stream_id, None).await;
-    read_to(&mut there, &WORDS[..2].concat()).await;
+    let Followed { here: _here, mut there, stream_id } = Followed::begin(&pair, 2).await;
     pair.first.kill().await;
     pair.first.start_again().await;
     assert_eq!(there.error().await["code"], "interrupted");
@@ -288,11 +300,8 @@ async fn a_writer_that_was_paused_for_longer_than_its_lease_changes_nothing() {
     let (provider, gate) = (Provider::start().await, Gate::new());
     provider.once(gated(&gate));
     let pair = Pair::start(&provider).await;
-    let mut here = pair.user.say(pair.story, "Go.").await;
-    let stream_id = here.stream_id();
     gate.step();
-    let mut there = pair.away.follow(&stream_id, None).await;
-    read_to(&mut there, WORDS[0]).await;
+    let Followed { mut here, mut there, stream_id } = Followed::begin(&pair, 1).await;
     pair.first.signal("STOP");
     // The provider goes on to the end meanwhile.
     gate.open();
@@ -395,11 +404,8 @@ async fn what_is_written_out_of_reach_is_neither_stopped_nor_said_to_be_over() {
     let (provider, gate) = (Provider::start().await, Gate::new());
     provider.once(gated(&gate));
     let pair = Pair::start(&provider).await;
-    let mut here = pair.user.say(pair.story, "Go.").await;
-    let stream_id = here.stream_id();
     gate.step();
-    let mut there = pair.away.follow(&stream_id, None).await;
-    read_to(&mut there, WORDS[0]).await;
+    let Followed { mut here, there, stream_id } = Followed::begin(&pair, 1).await;
     pair.redis.cutter.shut();
     pair.second.says("degraded").await;
     let path = format!("/v1/streams/{stream_id}");
@@ -496,11 +502,8 @@ async fn what_redis_never_heard_of_is_saved_from_the_data_folder() {
     let (provider, gate) = (Provider::start().await, Gate::new());
     provider.once(gated(&gate));
     let mut pair = Pair::start(&provider).await;
-    let mut here = pair.user.say(pair.story, "Go.").await;
-    let stream_id = here.stream_id();
     gate.step();
-    let mut there = pair.away.follow(&stream_id, None).await;
-    read_to(&mut there, WORDS[0]).await;
+    let Followed { mut here, mut there, stream_id } = Followed::begin(&pair, 1).await;
     pair.redis.cutter.shut();
     for word in 1..4 {
         gate.step();
@@ -551,11 +554,8 @@ async fn in_mid_stream(happens: impl AsyncFnOnce(&Redis)) {
     let (provider, gate) = (Provider::start().await, Gate::new());
     provider.once(gated(&gate));
     let pair = Pair::start(&provider).await;
-    let mut here = pair.user.say(pair.story, "Go.").await;
-    let stream_id = here.stream_id();
     gate.step();
-    let mut there = pair.away.follow(&stream_id, None).await;
-    read_to(&mut there, WORDS[0]).await;
+    let Followed { mut here, mut there, stream_id } = Followed::begin(&pair, 1).await;
     pair.redis.keep();
     for word in 1..3 {
         gate.step();
