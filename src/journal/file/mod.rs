@@ -233,6 +233,7 @@ impl Outbox for JournalFile {
     }
 
     async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<Entry>, Error> {
+        let counted_before = self.waiting.load(Ordering::Relaxed);
         let read = self.read(move |connection| {
             let waiting: i64 = connection
                 .prepare_cached("select count(*) from outbox where set_aside_at is null")?
@@ -244,7 +245,13 @@ impl Outbox for JournalFile {
             Ok((waiting.cast_unsigned(), entries.collect::<Result<_, _>>()?))
         });
         let (waiting, entries) = read.await?;
-        self.waiting.store(waiting, Ordering::Relaxed);
+        // What was put in meanwhile may not be among those that were read. It is looked for soon, and all are counted then.
+        let _counted = self.waiting.compare_exchange(
+            counted_before,
+            waiting,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
         Ok(entries)
     }
 
@@ -417,4 +424,38 @@ fn unreadable(
     error: impl Into<Box<dyn std::error::Error + Send + Sync + 'static>>,
 ) -> rusqlite::Error {
     rusqlite::types::FromSqlError::Other(error.into()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_put_in_while_others_are_looked_for_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Arc::new(JournalFile::open(&folder.path().join("journal.db")).unwrap());
+        let owner = UserId(Uuid::from_bytes([1; 16]));
+        for put in 1..=100_u64 {
+            let name = Name { owner, stream_id: format!("stream-{put}").parse().unwrap() };
+            let finish = Finish::interrupted(
+                SecretString::from(format!("token-{put}")),
+                Failure::from(&Error::internal("gone")),
+            );
+            let looking = Arc::clone(&file);
+            let (ended, mut is_over) = oneshot::channel();
+            let look = tokio::spawn(async move {
+                while is_over.try_recv().is_err() {
+                    looking.due(clock::now(), 1).await.unwrap();
+                }
+            });
+            file.put(&name, &finish).await.unwrap();
+            ended.send(()).unwrap();
+            look.await.unwrap();
+            assert!(file.waiting.load(Ordering::Relaxed) >= put, "after {put}");
+        }
+    }
 }
