@@ -67,6 +67,17 @@ pub(super) fn unavailable(detail: &str) -> Error {
         .with_detail(detail)
 }
 
+/// Names the file to the operator, if it is the file that `error` is about.
+pub(super) fn named(error: Error, path: &Path) -> Error {
+    match error.detail() {
+        Some(detail) if error.code() == Code::StoreUnavailable => {
+            let detail = format!("{} cannot be used: {detail}", path.display());
+            error.with_detail(detail)
+        }
+        _ => error,
+    }
+}
+
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
         let advice = advice(&error).map(|advice| format!(". {advice}"));

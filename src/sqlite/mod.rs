@@ -37,6 +37,9 @@ const BEGIN_WRITING: &str = "begin immediate";
 
 const BEGIN_READING: &str = "begin";
 
+/// The path of a file that there is none of.
+pub(crate) const MEMORY: &str = ":memory:";
+
 /// Pieces of work in one transaction: enough to share a flush, few enough that the first does not wait long.
 const BATCH_LEN_MAX: usize = 64;
 
@@ -64,6 +67,8 @@ pub(crate) struct Database {
 
 #[derive(Debug)]
 struct Worker {
+    /// The file, as an operator is told of it.
+    path: Arc<Path>,
     /// Absent only while it is being dropped.
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -91,8 +96,8 @@ impl Database {
         };
         let (lock, writer, reader) = open().map_err(|unusable: Unusable| unusable.told(path))?;
         Ok(Self {
-            writer: Worker::start("sqlite-writer", writer, BEGIN_WRITING)?,
-            reader: Some(Worker::start("sqlite-reader", reader, BEGIN_READING)?),
+            writer: Worker::start("sqlite-writer", path, writer, BEGIN_WRITING)?,
+            reader: Some(Worker::start("sqlite-reader", path, reader, BEGIN_READING)?),
             _lock: Some(lock),
         })
     }
@@ -106,7 +111,7 @@ impl Database {
             configure(&writer)?;
             Ok(writer)
         };
-        Self::alone(open().map_err(|unusable: Unusable| unusable.told(path))?)
+        Self::alone(path, open().map_err(|unusable: Unusable| unusable.told(path))?)
     }
 
     /// A database that is gone with the process.
@@ -117,12 +122,13 @@ impl Database {
             configure(&writer)?;
             Ok(writer)
         };
-        Self::alone(open().map_err(|unusable: Unusable| unusable.told(Path::new(":memory:")))?)
+        let path = Path::new(MEMORY);
+        Self::alone(path, open().map_err(|unusable: Unusable| unusable.told(path))?)
     }
 
-    fn alone(writer: Connection) -> Result<Self, Error> {
+    fn alone(path: &Path, writer: Connection) -> Result<Self, Error> {
         Ok(Self {
-            writer: Worker::start("sqlite-writer", writer, BEGIN_WRITING)?,
+            writer: Worker::start("sqlite-writer", path, writer, BEGIN_WRITING)?,
             reader: None,
             _lock: None,
         })
@@ -152,7 +158,12 @@ impl Database {
 }
 
 impl Worker {
-    fn start(name: &str, connection: Connection, begin: &'static str) -> Result<Self, Error> {
+    fn start(
+        name: &str,
+        path: &Path,
+        connection: Connection,
+        begin: &'static str,
+    ) -> Result<Self, Error> {
         let (jobs, queue) = mpsc::channel(QUEUE_LEN);
         let is_failing = Arc::new(AtomicBool::new(false));
         let failing = Arc::clone(&is_failing);
@@ -160,10 +171,17 @@ impl Worker {
             .name(name.to_owned())
             .spawn(move || work_off(&connection, begin, queue, &failing))
             .map_err(Error::internal)?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread), is_failing })
+        Ok(Self { path: path.into(), jobs: Some(jobs), thread: Some(thread), is_failing })
     }
 
     async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.queue(work).await.map_err(|error| fault::named(error, &self.path))
+    }
+
+    async fn queue<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::event::Failure;
 use crate::id::UserId;
 use crate::outbox::{self, Entry, Listed, Name, Outbox, Room};
-use crate::sqlite::{Database, Schema};
+use crate::sqlite::{Database, MEMORY, Schema};
 use crate::store::{Finish, Outcome};
 
 /// What marks a SQLite file as a relay's journal, in its header: "`RelJ`".
@@ -31,9 +31,6 @@ const SCHEMA: Schema = Schema {
     upkeep: "",
     is_checked: true,
 };
-
-/// The path of a file that there is none of.
-const MEMORY: &str = ":memory:";
 
 /// With less room than this on its disk nothing more may begin: what runs needs some to end, and what another program
 /// writes meanwhile is not known. The longest answer is 4 MiB, the usual one 4 KiB, and the log of a file grows to 4 MiB.
@@ -116,22 +113,21 @@ impl JournalFile {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.database.write(work).await.map_err(|error| self.broken(&error))
+        self.database.write(work).await.map_err(|error| broken(&error))
     }
 
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.database.read(work).await.map_err(|error| self.broken(&error))
+        self.database.read(work).await.map_err(|error| broken(&error))
     }
+}
 
-    /// A fault of the disk under the journal. It is no use to try again: after a failed flush the system may have dropped
-    /// what it could not write, and a second one would succeed and prove nothing.
-    fn broken(&self, error: &Error) -> Error {
-        let why = error.detail().unwrap_or(error.message());
-        Error::internal(format!("{} cannot be used: {why}", self.path.display()))
-    }
+/// A fault of the disk under the journal. It is no use to try again: after a failed flush the system may have dropped
+/// what it could not write, and a second one would succeed and prove nothing.
+fn broken(error: &Error) -> Error {
+    Error::internal(error.detail().unwrap_or(error.message()))
 }
 
 #[async_trait]
