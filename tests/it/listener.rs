@@ -555,7 +555,8 @@ fn memory(relay: &TestRelay, field: &str) -> u64 {
 
 #[tokio::test]
 async fn what_piles_up_for_readers_that_read_nothing_is_bounded() {
-    const READERS: u64 = 200;
+    const READERS: u64 = 1_000;
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let provider = Provider::start().await;
     let text = long_text();
     provider.once(chunks(&text).finish("stop").done());
