@@ -427,6 +427,7 @@ mod tests {
     use std::sync::Arc;
 
     use tokio::sync::oneshot;
+    use tokio::task::JoinSet;
 
     use super::*;
 
@@ -443,14 +444,15 @@ mod tests {
             );
             let looking = Arc::clone(&file);
             let (ended, mut is_over) = oneshot::channel();
-            let look = tokio::spawn(async move {
+            let mut looks = JoinSet::new();
+            looks.spawn(async move {
                 while is_over.try_recv().is_err() {
                     looking.due(clock::now(), 1).await.unwrap();
                 }
             });
             file.put(&name, &finish).await.unwrap();
             ended.send(()).unwrap();
-            look.await.unwrap();
+            looks.join_all().await;
             assert!(file.waiting.load(Ordering::Relaxed) >= put, "after {put}");
         }
     }
