@@ -3,7 +3,8 @@
 //! A generation is `start`, then text (reasoning and tokens), then one end. Positions are counted in bytes of text, so a
 //! position says exactly how much of the text somebody has, however it was cut into events: `start` is at 1, an event of
 //! text is at 1 plus all bytes of text up to its end, and the end is one past the last byte. Hence positions grow, and
-//! a reader can go on from any of them, on any instance, whatever pieces it had read before.
+//! a reader can go on from any of them, on any instance, whatever pieces it had read before. What it tells the relay when it
+//! comes back is a [`Cursor`].
 
 use std::borrow::Cow;
 
@@ -12,11 +13,87 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
 
-/// A position in a generation; the `id` of an SSE event.
+/// A position in a generation.
 pub type Seq = u64;
 
 /// The position of `start`.
 pub const SEQ_START: Seq = 1;
+
+/// What a reader has of a generation; as a number, the `id` of an SSE event.
+///
+/// A position alone would not do: a reader may have more than was recorded when its relay died, and then the end of
+/// the shorter text has the very position of a text that is longer by one byte. Nor would positions grow where a reader is
+/// told to replace what it has by less. So the number is, from the lowest bit: 32 bits of the position to which the reader
+/// has the text, one bit for whether it has the end, and 20 bits of how often it was told to replace what it had. It is
+/// exact in the numbers of every language, JavaScript's too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    replaced: u32,
+    has_end: bool,
+    text_end: Seq,
+}
+
+impl Cursor {
+    const POSITION_BITS: u32 = 32;
+    const REPLACED_MAX: u32 = (1 << 20) - 1;
+
+    /// Of a reader that has everything up to that position, and not the end.
+    #[must_use]
+    pub fn at(text_end: Seq) -> Self {
+        Self { replaced: 0, has_end: false, text_end }
+    }
+
+    /// The cursor that has that `id`. There is one for every number; what no event had cannot be honoured.
+    #[must_use]
+    pub fn from_id(id: u64) -> Self {
+        let above = id >> Self::POSITION_BITS;
+        Self {
+            // 31 bits are left.
+            replaced: u32::try_from(above >> 1).unwrap_or(u32::MAX),
+            has_end: above & 1 == 1,
+            text_end: id & u64::from(u32::MAX),
+        }
+    }
+
+    /// The `id` of the event that brings a reader here.
+    #[must_use]
+    pub fn id(self) -> u64 {
+        let above = u64::from(self.replaced) << 1 | u64::from(self.has_end);
+        above << Self::POSITION_BITS | self.text_end
+    }
+
+    /// The position of the last event: the end is one past the text.
+    #[must_use]
+    pub fn seq(self) -> Seq {
+        self.text_end + Seq::from(self.has_end)
+    }
+
+    /// Whether the reader has the end.
+    #[must_use]
+    pub fn has_end(self) -> bool {
+        self.has_end
+    }
+
+    /// After an event that ends there.
+    #[must_use]
+    pub fn moved_to(self, text_end: Seq) -> Self {
+        Self { text_end, has_end: false, ..self }
+    }
+
+    /// After the end of a text that ends there.
+    #[must_use]
+    pub fn ended_at(self, text_end: Seq) -> Self {
+        Self { text_end, has_end: true, ..self }
+    }
+
+    /// After all that the reader had was replaced by a text that ends there.
+    #[must_use]
+    pub fn replaced_by(self, text_end: Seq) -> Self {
+        // Nobody is told so a million times but by a cursor that was made up.
+        let replaced = if self.replaced < Self::REPLACED_MAX { self.replaced + 1 } else { 0 };
+        Self { replaced, has_end: false, text_end }
+    }
+}
 
 /// Which of the two texts of a generation a piece belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use http_body::Frame;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::event::{End, Failed, Seq};
+use crate::event::{Cursor, End, Failed};
 use crate::id::{MessageId, StreamId};
 use crate::journal::{Follower, Log, View};
 
@@ -33,7 +33,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 const FRAME_LEN_MAX: usize = 16 << 10;
 
 /// The events of `log` after `after`, as a response.
-pub(super) fn respond(log: &Arc<Log>, after: Option<Seq>) -> Response {
+pub(super) fn respond(log: &Arc<Log>, after: Option<Cursor>) -> Response {
     let mut response = Response::new(Body::new(EventStream::new(Follower::new(log, after))));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -87,7 +87,7 @@ impl http_body::Body for EventStream {
         let mut is_over = false;
         while this.frame.len() < FRAME_LEN_MAX && !is_over {
             let frame = &mut this.frame;
-            match this.follower.poll(context, |seq, view| encode(frame, seq, &view)) {
+            match this.follower.poll(context, |after, view| encode(frame, after.id(), &view)) {
                 Poll::Ready(has_event) => is_over = !has_event,
                 Poll::Pending => break,
             }
@@ -107,11 +107,11 @@ impl http_body::Body for EventStream {
 }
 
 /// Writes one event. Text goes as it is, line by line; it holds no carriage return, which would end a line too.
-fn encode(frame: &mut BytesMut, seq: Seq, view: &View<'_>) {
+fn encode(frame: &mut BytesMut, id: u64, view: &View<'_>) {
     match view {
-        View::Start(start) => encode_json(frame, seq, "start", start),
+        View::Start(start) => encode_json(frame, id, "start", start),
         View::Text(kind, text) => {
-            begin(frame, seq, kind.as_str());
+            begin(frame, id, kind.as_str());
             for line in text.split('\n') {
                 frame.put_slice(b"data: ");
                 frame.put_slice(line.as_bytes());
@@ -120,22 +120,22 @@ fn encode(frame: &mut BytesMut, seq: Seq, view: &View<'_>) {
             frame.put_u8(b'\n');
         }
         View::Sync { content, reasoning } => {
-            encode_json(frame, seq, "sync", &Sync { content, reasoning });
+            encode_json(frame, id, "sync", &Sync { content, reasoning });
         }
-        View::End(End::Done(done)) => encode_json(frame, seq, "done", done),
+        View::End(End::Done(done)) => encode_json(frame, id, "done", done),
         View::End(End::Failed(failed)) => {
-            encode_json(frame, seq, "error", &WireFailed::from(failed));
+            encode_json(frame, id, "error", &WireFailed::from(failed));
         }
     }
 }
 
-fn begin(frame: &mut BytesMut, seq: Seq, name: &str) {
+fn begin(frame: &mut BytesMut, id: u64, name: &str) {
     // Writing into memory does not fail.
-    let _infallible = write!(frame.writer(), "id: {seq}\nevent: {name}\n");
+    let _infallible = write!(frame.writer(), "id: {id}\nevent: {name}\n");
 }
 
-fn encode_json(frame: &mut BytesMut, seq: Seq, name: &str, value: &impl Serialize) {
-    begin(frame, seq, name);
+fn encode_json(frame: &mut BytesMut, id: u64, name: &str, value: &impl Serialize) {
+    begin(frame, id, name);
     frame.put_slice(b"data: ");
     // JSON of strings and numbers into memory does not fail, and has no line breaks.
     let _infallible = serde_json::to_writer(frame.writer(), value);

@@ -14,7 +14,7 @@ use super::extract::{Id, Json, Parameters, invalid};
 use super::sse::{self, LAST_EVENT_ID};
 use crate::auth::Principal;
 use crate::error::Error;
-use crate::event::Seq;
+use crate::event::Cursor;
 use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
 use crate::journal::{Log, Opening, Running};
 use crate::relay::Relay;
@@ -177,7 +177,7 @@ async fn rebuild(
 
 /// Where a reader wants to go on. A browser that reconnects by itself repeats the address it first called, so what its
 /// header says is newer than what the address says.
-fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Seq>, Error> {
+fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Error> {
     let header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let Some(cursor) = [header, after].into_iter().flatten().find(|cursor| !cursor.is_empty())
     else {
@@ -185,7 +185,8 @@ fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Seq>, Error
     };
     let is_number = cursor.bytes().all(|byte| byte.is_ascii_digit());
     // Beyond every generation is beyond every generation, by however many digits.
-    is_number.then(|| Some(cursor.parse().unwrap_or(Seq::MAX))).ok_or_else(|| {
+    let id = is_number.then(|| cursor.parse().unwrap_or(u64::MAX));
+    id.map(|id| Some(Cursor::from_id(id))).ok_or_else(|| {
         invalid("`Last-Event-ID` (or `after`) must be the `id` of an event of this stream: a whole number.")
     })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::log::{Log, Phase, Presence, Seat, State};
-use crate::event::{End, Kind, SEQ_START, Seq, Start};
+use crate::event::{Cursor, End, Kind, SEQ_START, Seq, Start};
 use crate::text;
 
 /// The most text that one event carries, in bytes: what a follower hands over at once is what its socket must hold, so
@@ -37,35 +37,35 @@ pub enum View<'a> {
 #[derive(Debug)]
 pub struct Follower {
     seat: Seat,
-    /// The position of the last event that was handed over; 0: none.
-    after: Seq,
+    /// What has been handed over.
+    after: Cursor,
     is_done: bool,
 }
 
 impl Follower {
     /// A follower that goes on after `after`, or begins with `start`.
     #[must_use]
-    pub fn new(log: &Arc<Log>, after: Option<Seq>) -> Self {
-        Self::at(Seat::take(log, Presence::Reader), after.unwrap_or(0))
+    pub fn new(log: &Arc<Log>, after: Option<Cursor>) -> Self {
+        Self::at(Seat::take(log, Presence::Reader), after.unwrap_or_default())
     }
 
     /// A follower that nobody reads: what it is handed is copied elsewhere.
     pub(super) fn copying(log: &Arc<Log>, after: Seq) -> Self {
-        Self::at(Seat::take(log, Presence::Copy), after)
+        Self::at(Seat::take(log, Presence::Copy), Cursor::at(after))
     }
 
-    fn at(seat: Seat, after: Seq) -> Self {
+    fn at(seat: Seat, after: Cursor) -> Self {
         Self { seat, after, is_done: false }
     }
 
     /// The position of the last event that was handed over; 0: none.
     pub(super) fn after(&self) -> Seq {
-        self.after
+        self.after.seq()
     }
 
     /// Goes on after that position, forwards or back.
     pub(super) fn go_to(&mut self, after: Seq) {
-        self.after = after;
+        self.after = Cursor::at(after);
         self.is_done = false;
     }
 
@@ -74,12 +74,12 @@ impl Follower {
         self.is_done
     }
 
-    /// Hands the next event to `on_event`, or registers to be woken when there is one. Ready with `false` when the end
+    /// Hands the next event to `on_event`, with where it brings the reader, or registers to be woken when there is one. Ready with `false` when the end
     /// has been handed over, and in a generation that was refused or is lost, which has no further events.
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
-        on_event: impl FnOnce(Seq, View<'_>),
+        on_event: impl FnOnce(Cursor, View<'_>),
     ) -> Poll<bool> {
         if self.is_done {
             return Poll::Ready(false);
@@ -92,7 +92,7 @@ impl Follower {
             Phase::Refused(_) | Phase::Lost => return Poll::Ready(false),
             Phase::Open(start) | Phase::Ended(start, ..) => {
                 if let Some(after) = self.hand_over(&state, start, on_event) {
-                    self.is_done = after == state.tail() && matches!(state.phase, Phase::Ended(..));
+                    self.is_done = after.has_end();
                     self.after = after;
                     return Poll::Ready(true);
                 }
@@ -102,16 +102,20 @@ impl Follower {
         Poll::Pending
     }
 
-    /// The position of the event that was handed over, if there was one.
+    /// Where the event that was handed over has brought the reader, if there was one.
     fn hand_over(
         &self,
         state: &State,
         start: &Start,
-        on_event: impl FnOnce(Seq, View<'_>),
-    ) -> Option<Seq> {
-        if self.after < SEQ_START {
-            on_event(SEQ_START, View::Start(start));
-            return Some(SEQ_START);
+        on_event: impl FnOnce(Cursor, View<'_>),
+    ) -> Option<Cursor> {
+        let hand = |after: Cursor, view: View<'_>| {
+            on_event(after, view);
+            Some(after)
+        };
+        let after = self.after.seq();
+        if after < SEQ_START {
+            return hand(self.after.moved_to(SEQ_START), View::Start(start));
         }
         let text_end = SEQ_START + state.text.len() as Seq;
         if self.is_ahead(state, text_end) {
@@ -119,24 +123,20 @@ impl Follower {
         }
         if !self.can_go_on(state, text_end) {
             let (content, reasoning) = (state.text_of(Kind::Token), state.text_of(Kind::Reasoning));
-            on_event(text_end, View::Sync { content: &content, reasoning: &reasoning });
-            return Some(text_end);
+            let view = View::Sync { content: &content, reasoning: &reasoning };
+            return hand(self.after.replaced_by(text_end), view);
         }
-        if self.after < text_end {
+        if after < text_end {
             // Below the length of a string in memory, so it fits.
-            let from = usize::try_from(self.after - SEQ_START).ok()?;
+            let from = usize::try_from(after - SEQ_START).ok()?;
             let (kind, run_end) = state.run_at(from);
             let piece = text::prefix(&state.text[from..run_end], EVENT_TEXT_LEN_MAX);
-            let seq = self.after + piece.len() as Seq;
-            on_event(seq, View::Text(kind, piece));
-            return Some(seq);
+            let piece_end = after + piece.len() as Seq;
+            return hand(self.after.moved_to(piece_end), View::Text(kind, piece));
         }
         // A reader that has seen the end and asks all the same gets it again, so that it need not guess.
         match &state.phase {
-            Phase::Ended(_, end, _) => {
-                on_event(text_end + 1, View::End(end));
-                Some(text_end + 1)
-            }
+            Phase::Ended(_, end, _) => hand(self.after.ended_at(text_end), View::End(end)),
             Phase::Opening | Phase::Refused(_) | Phase::Open(_) | Phase::Lost => None,
         }
     }
@@ -145,18 +145,22 @@ impl Follower {
     fn is_ahead(&self, state: &State, text_end: Seq) -> bool {
         state.is_mirror
             && matches!(state.phase, Phase::Open(_))
-            && (text_end + 1..=text_end + AHEAD_MAX).contains(&self.after)
+            && (text_end + 1..=text_end + AHEAD_MAX).contains(&self.after.seq())
     }
 
     /// Whether a reader at the cursor has exactly the text before it.
     fn can_go_on(&self, state: &State, text_end: Seq) -> bool {
-        if self.after == SEQ_START || self.after == text_end || self.after == state.tail() {
+        let after = self.after.seq();
+        // A copy is told only how many it has, and not which is the last.
+        if self.after.has_end() || self.seat.presence() == Presence::Copy && after > text_end {
+            return after == state.tail() && after > text_end;
+        }
+        if after == SEQ_START || after == text_end {
             return true;
         }
         !state.is_order_lost
-            && self.after < text_end
-            && usize::try_from(self.after - SEQ_START)
-                .is_ok_and(|at| state.text.is_char_boundary(at))
+            && after < text_end
+            && usize::try_from(after - SEQ_START).is_ok_and(|at| state.text.is_char_boundary(at))
     }
 }
 
@@ -189,12 +193,12 @@ mod tests {
         })
     }
 
-    /// What a client has put together: reasoning, content, the last position, and how many ends it has seen.
+    /// What a client has put together: reasoning, content, how far it has come, and how many ends it has seen.
     #[derive(Debug, Default, Clone, PartialEq)]
     struct Client {
         reasoning: String,
         content: String,
-        after: Seq,
+        after: Option<Cursor>,
         ends: usize,
     }
 
@@ -203,9 +207,12 @@ mod tests {
         fn read(&mut self, follower: &mut Follower) {
             let mut context = Context::from_waker(Waker::noop());
             loop {
-                let took = follower.poll(&mut context, |seq, view| {
-                    assert!(seq > self.after, "positions grow");
-                    self.after = seq;
+                let took = follower.poll(&mut context, |after, view| {
+                    let known = self.after.replace(after).map(Cursor::id);
+                    // The end is told again to whoever has it and asks all the same.
+                    let is_known = matches!(view, View::End(_)) && known == Some(after.id());
+                    assert!(known < Some(after.id()) || is_known, "ids grow: {known:?} {after:?}");
+                    assert_eq!(Cursor::from_id(after.id()), after, "an id says it all");
                     match view {
                         View::Start(_) => {}
                         View::Sync { content, reasoning } => {
@@ -243,7 +250,7 @@ mod tests {
                         client.read(follower);
                     }
                     if comes_back {
-                        *follower = Follower::new(writer.log(), Some(client.after).filter(|after| *after > 0));
+                        *follower = Follower::new(writer.log(), client.after);
                     }
                 }
             }
@@ -261,8 +268,9 @@ mod tests {
         let writer = writer();
         writer.append([(Kind::Token, "Once ")].into_iter()).unwrap();
         writer.log().be_mirror();
-        let known = Client { content: "Once upon".to_owned(), after: 10, ..Client::default() };
-        let (mut client, mut follower) = (known.clone(), Follower::new(writer.log(), Some(10)));
+        let after = Some(Cursor::at(10));
+        let known = Client { content: "Once upon".to_owned(), after, ..Client::default() };
+        let (mut client, mut follower) = (known.clone(), Follower::new(writer.log(), after));
         client.read(&mut follower);
         assert_eq!(client, known, "neither told to forget what it has, nor told it again");
         writer.append([(Kind::Token, "upon a time")].into_iter()).unwrap();
@@ -270,9 +278,41 @@ mod tests {
         assert_eq!(client.content, "Once upon a time");
 
         let mut wrong = Client { content: "Twice".to_owned(), ..Client::default() };
-        let mut follower = Follower::new(writer.log(), Some(AHEAD_MAX * 2));
+        let mut follower = Follower::new(writer.log(), Some(Cursor::at(AHEAD_MAX * 2)));
         wrong.read(&mut follower);
         assert_eq!(wrong.content, "Once upon a time", "a cursor beyond all that can be");
+    }
+
+    proptest! {
+        /// Readers who had more or less of a text, or all of it with its end, and come back to what there is of it now.
+        #[test]
+        fn a_reader_with_another_text_is_told_to_replace_it(
+            had in "[a🦊]{0,4}", lost in "[a🦊]{0,3}", more in "[b]{0,3}",
+            saw_end: bool, is_over: bool,
+        ) {
+            let had_all = format!("{had}{lost}");
+            let before = writer();
+            before.append([(Kind::Token, had_all.as_str())].into_iter()).unwrap();
+            let (mut client, mut follower) = (Client::default(), Follower::new(before.log(), None));
+            client.read(&mut follower);
+            if saw_end {
+                before.end(end());
+                client.read(&mut follower);
+            }
+
+            let now = writer();
+            let text = if lost.is_empty() { format!("{had}{more}") } else { had };
+            now.append([(Kind::Token, text.as_str())].into_iter()).unwrap();
+            let log = Arc::clone(now.log());
+            let _still_written = if is_over {
+                now.end(end());
+                None
+            } else {
+                Some(now)
+            };
+            client.read(&mut Follower::new(&log, client.after));
+            prop_assert_eq!(&client.content, &text);
+        }
     }
 
     #[test]

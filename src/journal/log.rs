@@ -440,6 +440,10 @@ impl Seat {
         &self.log
     }
 
+    pub(super) fn presence(&self) -> Presence {
+        self.presence
+    }
+
     pub(super) fn place(&mut self) -> usize {
         self.place
     }

@@ -26,6 +26,12 @@ impl Event {
     }
 }
 
+/// Holds events to what is promised of their ids, also where their reader has come back in between, and wherever.
+pub(crate) fn check_ids(seen: &[Event]) {
+    let ids: Vec<_> = seen.iter().map(|event| event.id.expect("an event without id")).collect();
+    assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+}
+
 /// A stream being read.
 pub(crate) struct Reading {
     response: reqwest::Response,
@@ -103,9 +109,7 @@ impl Reading {
         assert_eq!(ends.len(), 1, "{:?}", self.seen);
         let last = self.seen.last().unwrap();
         assert!(last.is_end(), "{:?}", self.seen);
-        let ids: Vec<_> =
-            self.seen.iter().map(|event| event.id.expect("an event without id")).collect();
-        assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+        check_ids(&self.seen);
         last.clone()
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use crate::oracle::{TEXT, Told, check, tell_and_count, telling};
+use crate::oracle::{Cut, TEXT, Told, check, tell_and_count, telling};
 use crate::provider::Provider;
 use crate::relay::{TestRelay, User};
 use crate::strace::Faults;
@@ -24,7 +24,7 @@ struct Killed {
 impl Killed {
     async fn start() -> Self {
         let provider = Provider::start().await;
-        provider.always(telling(Duration::from_millis(20)));
+        provider.always(telling(Cut::Words, Duration::from_millis(400)));
         let mut relay = TestRelay::with(&provider).start().await;
         let user = relay.user().await;
         let story = user.conversation().await;

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::database::Database;
-use crate::oracle::{Endings, TEXT, check, tell, tell_and_count, telling};
+use crate::oracle::{Cut, Endings, TEXT, check, tell, tell_and_count, telling};
 use crate::provider::{Provider, Script};
 use crate::relay::{Answer, Builder, TestRelay, User};
 use crate::strace::{Faults, files_up_to, has_struck};
@@ -47,7 +47,7 @@ struct Victim {
 
 impl Victim {
     async fn start(builder: Builder, provider: &Provider) -> Self {
-        provider.always(telling(Duration::from_millis(4)));
+        provider.always(telling(Cut::Words, Duration::from_millis(80)));
         let relay = builder.start().await;
         let user = relay.user().await;
         Self { relay, database: None, user, endings: Endings::default(), runs: 0 }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::backlog::Backlog;
 use crate::database::Database;
-use crate::oracle::{Endings, TEXT, check, tell_and_count, telling};
+use crate::oracle::{Cut, Endings, TEXT, check, tell_and_count, telling};
 use crate::provider::{PATIENCE, Provider};
 use crate::relay::{Builder, TestRelay, User};
 
@@ -42,7 +42,8 @@ impl Victim {
     /// In some runs the database takes no answer meanwhile, and in some the relay is killed again while it recovers.
     async fn kill_at(&mut self, seed: u64) {
         let mut random = fastrand::Rng::with_seed(seed);
-        self.provider.always(telling(Duration::from_micros(random.u64(0..4_000))));
+        let cut = if random.bool() { Cut::Letters } else { Cut::Words };
+        self.provider.always(telling(cut, Duration::from_micros(random.u64(0..80_000))));
         let story = self.user.conversation().await;
         let refusing = self.database.as_ref().filter(|_| random.u8(0..6) == 0);
         if let Some(database) = refusing {

@@ -10,17 +10,36 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::client::Reading;
+use crate::client::{Reading, check_ids};
 use crate::provider::{Gate, PATIENCE, Script};
 use crate::relay::User;
 
 /// What every provider of these tests sends, a word at a time.
 pub(crate) const TEXT: &str = "Once upon a time 🦊 there was a lighthouse\nthat nobody had lit for years, until one night it shone.";
 
-/// All of the text, with that much time between two words, and what it cost, so that an end is not held up by counting.
-pub(crate) fn telling(pause: Duration) -> Script {
-    let words = TEXT.split_inclusive(' ');
-    let script = words.fold(Script::new(), |script, word| script.token(word).pause(pause));
+/// How much of the text a token has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Cut {
+    Words,
+    /// As little as there can be: a reader may then have a single byte more than is recorded.
+    Letters,
+}
+
+impl Cut {
+    fn tokens(self) -> Vec<&'static str> {
+        match self {
+            Self::Words => TEXT.split_inclusive(' ').collect(),
+            Self::Letters => TEXT.split("").filter(|letter| !letter.is_empty()).collect(),
+        }
+    }
+}
+
+/// All of the text, told in about that much time, and what it cost, so that an end is not held up by counting.
+pub(crate) fn telling(cut: Cut, time: Duration) -> Script {
+    let tokens = cut.tokens();
+    let pause = time / u32::try_from(tokens.len()).unwrap();
+    let script =
+        tokens.into_iter().fold(Script::new(), |script, token| script.token(token).pause(pause));
     let usage = json!({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 21}});
     script.finish("stop").chunk(&usage).done()
 }
@@ -129,8 +148,8 @@ pub(crate) async fn check(user: &User, story: i64, told: Told) -> String {
                 let mut more =
                     user.follow(&stream_id, reading.seen.last().and_then(|event| event.id)).await;
                 more.end().await;
-                // Positions go back where the reader had more than was recorded, and is told to replace it.
                 more.seen = [reading.seen, more.seen].concat();
+                check_ids(&more.seen);
                 more
             }
         },

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::client::Reading;
 use crate::database::Database;
-use crate::oracle::{Endings, TEXT, telling};
+use crate::oracle::{Cut, Endings, TEXT, telling};
 use crate::provider::{PATIENCE, Provider};
 use crate::relay::{Answer, Builder, TestRelay, User};
 
@@ -23,7 +23,7 @@ struct Pace {
     interval: Duration,
     readers: usize,
     /// Between two words.
-    pause: Duration,
+    telling: Duration,
     drain: &'static str,
 }
 
@@ -32,12 +32,12 @@ impl Pace {
         let restarts = std::env::var("RELAY_TEST_RESTARTS").ok();
         match restarts.and_then(|restarts| restarts.parse().ok()) {
             Some(restarts) => {
-                let (interval, pause) = (Duration::from_secs(5), Duration::from_millis(120));
-                Self { restarts, interval, readers: 100, pause, drain: "1s" }
+                let (interval, telling) = (Duration::from_secs(5), Duration::from_millis(2_400));
+                Self { restarts, interval, readers: 100, telling, drain: "1s" }
             }
             None => {
-                let (interval, pause) = (Duration::from_millis(700), Duration::from_millis(25));
-                Self { restarts: 2, interval, readers: 20, pause, drain: "0s" }
+                let (interval, telling) = (Duration::from_millis(700), Duration::from_millis(500));
+                Self { restarts: 2, interval, readers: 20, telling, drain: "0s" }
             }
         }
     }
@@ -97,7 +97,7 @@ async fn read_on(
 
 async fn every_message_ends_once(provider: Provider, builder: Builder) {
     let pace = Pace::chosen();
-    provider.always(telling(pace.pause));
+    provider.always(telling(Cut::Words, pace.telling));
     let mut relay = builder.env("RELAY_DRAIN", pace.drain).start().await;
     let user = relay.user().await;
     let is_over = Arc::new(AtomicBool::new(false));

@@ -12,13 +12,11 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::client::{Event, Reading};
-use crate::provider::{PATIENCE, Provider, Script};
+use crate::client::{Event, Reading, check_ids};
+use crate::oracle::{Cut, TEXT, telling};
+use crate::provider::{PATIENCE, Provider};
 use crate::redis::Pair;
 use crate::relay::{Answer, User};
-
-/// What the provider of these tests sends, a word at a time.
-const TEXT: &str = "Once upon a time 🦊 there was a lighthouse\nthat nobody had lit for years, until one night it shone.";
 
 /// Pairs of relays that are killed side by side: a run waits for a lease to run out more than it works.
 const SIDE_BY_SIDE: u64 = 4;
@@ -28,12 +26,6 @@ const KILLS: u64 = 8;
 
 /// Streams at the moment of each kill.
 const STREAMS: u64 = 4;
-
-fn telling(pause: Duration) -> Script {
-    let words = TEXT.split_inclusive(' ');
-    let script = words.fold(Script::new(), |script, word| script.token(word).pause(pause));
-    script.finish("stop").done()
-}
 
 /// A reader who starts a stream at the first relay and goes on at the others until the end. All events; none if the stream
 /// is not there.
@@ -128,6 +120,7 @@ async fn check(user: &User, story: i64, told: Vec<(String, Vec<Event>)>) -> Vec<
         let (content, status) =
             (saved["content"].as_str().unwrap(), saved["status"].as_str().unwrap());
         assert_eq!(content, text(&seen), "{stream_id} ({status}): {seen:?}");
+        check_ids(&seen);
         let ends = seen.iter().filter(|event| event.is_end()).count();
         assert_eq!(ends, 1, "{stream_id}: {seen:?}");
         match seen.last().unwrap().name.as_str() {
@@ -159,8 +152,9 @@ async fn a_relay_killed_beside_another_loses_and_doubles_nothing() {
                 if seed >= kills {
                     break;
                 }
-                let pause = [0, 2, 10, 30][usize::try_from(seed % 4).unwrap()];
-                provider.always(telling(Duration::from_millis(pause)));
+                let time = [0, 40, 200, 600][usize::try_from(seed % 4).unwrap()];
+                let cut = if seed / 4 % 2 == 0 { Cut::Letters } else { Cut::Words };
+                provider.always(telling(cut, Duration::from_millis(time)));
                 for ending in killed_at(&mut pair, seed).await {
                     *endings.lock().await.entry(ending).or_default() += 1;
                 }
@@ -186,7 +180,7 @@ const READERS: u64 = 30;
 #[tokio::test]
 async fn every_message_ends_once_while_relays_are_restarted_one_after_the_other() {
     let provider = Provider::start().await;
-    provider.always(telling(Duration::from_millis(60)));
+    provider.always(telling(Cut::Words, Duration::from_millis(1_200)));
     let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_DRAIN", "500ms")).await;
     let seconds = std::env::var("RELAY_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
     let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(RESTARTS_TIME));

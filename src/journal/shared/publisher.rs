@@ -319,10 +319,10 @@ impl Publisher {
         let mut context = Context::from_waker(&waker);
         let mut is_tellable = publication.log.is_ordered();
         while is_tellable && len < BATCH_LEN_MAX {
-            let took = cursor.poll(&mut context, |seq, view| match Field::of(&view) {
+            let took = cursor.poll(&mut context, |at, view| match Field::of(&view) {
                 Some(field) => {
                     len += field.value.len();
-                    events.push((seq, field));
+                    events.push((at.seq(), field));
                 }
                 None => is_tellable = false,
             });
