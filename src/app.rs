@@ -39,6 +39,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What cannot be opened, and what to do about it.
 pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     let file = Arc::new(open_file(&config.data)?);
+    tell_of_memory(&config);
     let store = open_store(&config)?;
     recover(&file).await?;
     tell_of_absence(&*store).await;
@@ -172,6 +173,18 @@ async fn interrupt_orphans(store: &dyn Store) -> Result<(), Error> {
         );
     }
     Ok(())
+}
+
+/// What is asked for is done, but nobody should learn what it means when it is too late.
+fn tell_of_memory(config: &Config) {
+    if config.data != Data::Memory {
+        return;
+    }
+    let lost = match config.database {
+        Database::Memory => "all stories are lost",
+        _ => "what is being written and what waits for the database is lost",
+    };
+    tracing::warn!("RELAY_DATA is memory: when this process ends, {lost}");
 }
 
 /// A database that is away, or not set up, keeps nobody from starting: it may come later. But the operator learns of it

@@ -80,6 +80,15 @@ fn kept<T>(path: &Path, new: &str, read: impl Fn(&str) -> Option<T>) -> Result<T
         )
     };
     if let Some(folder) = path.parent() {
+        if folder.is_file() {
+            return Err(Error::new(
+                Code::Internal,
+                format!(
+                    "{} is a file, and must be a folder. Set RELAY_DATA to another place, or move that file away.",
+                    folder.display()
+                ),
+            ));
+        }
         fs::create_dir_all(folder).map_err(|error| cannot("make the folder of", error))?;
     }
     // Made only if it is not there: two starts at once must agree.

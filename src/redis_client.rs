@@ -93,7 +93,7 @@ impl Redis {
                     // The sender is here, so it does not end.
                     let _away = link.wait_for(|link| link.connection.is_none()).await;
                 }
-                Err(error) if is_first => warn!(%error, "redis cannot be used yet"),
+                Err(error) if is_first => tell_away(&error),
                 Err(_) => {}
             }
             is_first = false;
@@ -177,8 +177,12 @@ impl Redis {
             is_news
         });
         if is_news {
-            warn!(%error, "redis is away: this relay goes on by itself");
+            tell_away(error);
         }
         Away
     }
+}
+
+fn tell_away(error: &redis::RedisError) {
+    warn!(%error, "redis is away: this relay goes on by itself");
 }

@@ -38,6 +38,15 @@ const DAMAGE: &str = "Keep it, with the files beside it, for what can be read of
 impl Unusable {
     /// What an operator is told who wanted the file at `path` to be opened.
     pub(super) fn told(&self, path: &Path) -> Error {
+        if let Some(folder) = path.parent().filter(|folder| folder.is_file()) {
+            return Error::new(
+                Code::StoreUnavailable,
+                format!(
+                    "{} is a file, and must be a folder. Set RELAY_DATA (or RELAY_DATABASE_URL) to another place, or move that file away.",
+                    folder.display()
+                ),
+            );
+        }
         let advice = match self {
             Self::Newer { .. } => "Start that version, or a newer one.",
             Self::Other => "Start this version of the relay on it first.",

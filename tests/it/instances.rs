@@ -542,7 +542,7 @@ async fn a_relay_starts_and_writes_without_its_redis_and_says_so() {
     let (relay, user, story) = with_redis(&provider, &redis).await;
     relay.says("\"status\":\"degraded\"").await;
     assert_eq!(user.told(story, "Go.").await["saved"], true);
-    assert!(relay.log().contains("redis cannot be used yet"));
+    assert!(relay.log().contains("redis is away"));
     redis.cutter.open();
     relay.says("\"status\":\"ready\"").await;
     assert_eq!(user.told(story, "Go on.").await["saved"], true);

@@ -105,9 +105,16 @@ fn a_data_folder_that_cannot_be_written_stops_the_start() {
         ("RELAY_JWT_ISSUERS", "x"),
         ("RELAY_LISTEN", "127.0.0.1:0"),
     ];
-    let output = run(&["serve"], &env);
+    for command in [&["serve"][..], &["outbox", "list"]] {
+        let output = run(command, &env);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        let told = format!("{} is a file, and must be a folder. Set RELAY_DATA", file.display());
+        assert!(!output.status.success() && errors.contains(&told), "{errors}");
+    }
+    // With a secret of its own, which is there as well.
+    let output = run(&["dev"], &[("RELAY_DATA", file.to_str().unwrap())]);
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && errors.contains("RELAY_DATA=memory"), "{errors}");
+    assert!(!output.status.success() && errors.contains("must be a folder"), "{errors}");
 }
 
 #[test]
@@ -221,6 +228,7 @@ async fn health_and_readiness_need_no_token() {
     let ready =
         Answer::of(relay.client().get(relay.url("/readyz")).send().await.unwrap()).await.ok(200);
     assert_eq!(ready["durable"], false);
+    assert!(relay.log().contains("RELAY_DATA is memory"), "{}", relay.log());
     let user = relay.user().await;
     user.conversation().await;
     relay.finish().await;
