@@ -79,6 +79,7 @@ codes! {
     ProviderRejected => "provider_rejected",
     ProviderFailed => "provider_failed",
     ProviderInvalid => "provider_invalid",
+    AnswerTooLong => "answer_too_long",
     Interrupted => "interrupted",
     NotSaved => "not_saved",
 }

@@ -70,7 +70,8 @@ fn status(code: Code) -> StatusCode {
         | Code::ProviderKeyRefused
         | Code::ProviderRejected
         | Code::ProviderFailed
-        | Code::ProviderInvalid => StatusCode::BAD_GATEWAY,
+        | Code::ProviderInvalid
+        | Code::AnswerTooLong => StatusCode::BAD_GATEWAY,
     }
 }
 

@@ -82,7 +82,7 @@ impl Writer {
     /// Appends pieces of text that followers then see, all at once.
     ///
     /// # Errors
-    /// `ProviderInvalid` if the text would be longer than any honest answer; then nothing was appended.
+    /// `AnswerTooLong` if the text would be longer than any honest answer; then nothing was appended.
     pub fn append<'a>(
         &self,
         pieces: impl Iterator<Item = (Kind, &'a str)> + Clone,
@@ -94,8 +94,8 @@ impl Writer {
         let recall = self.change(|state| {
             if state.text.len() + len > TEXT_LEN_MAX {
                 return Err(Error::new(
-                    Code::ProviderInvalid,
-                    "The provider sent more text than an answer can have. Set `max_tokens` in the bot.",
+                    Code::AnswerTooLong,
+                    "The provider sent more text than an answer can have, which is 4 MiB. What fits is kept; set `max_tokens` in the bot.",
                 ));
             }
             for (kind, text) in pieces.filter(|(_, text)| !text.is_empty()) {
@@ -253,7 +253,8 @@ impl Drop for Writer {
                 failure: Failure::from(&lost()),
                 stream_id: start.stream_id.clone(),
                 message_id: start.message_id,
-                saved: start.message_id.map(|_| false),
+                // It is when the relay is started again, as far as it was recorded: nobody can promise that now.
+                saved: None,
             })),
             Phase::Refused(_) | Phase::Ended(..) | Phase::Lost => {}
         }
