@@ -18,6 +18,7 @@ use crate::journal::shared::SharedJournal;
 use crate::journal::{Journal, Recorder, Records};
 use crate::lifecycle::Tasks;
 use crate::limits::memory::MemoryLimits;
+use crate::outage::Outage;
 use crate::outbox_worker;
 use crate::prompt;
 use crate::provider::Providers;
@@ -69,6 +70,7 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
         outbox_filled: Notify::new(),
         store,
         store_health: tokio::sync::Mutex::default(),
+        outage: Outage::default(),
         journal,
         providers,
         master_keys: config.master_keys,

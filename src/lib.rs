@@ -38,6 +38,7 @@ pub mod provider;
 pub mod store;
 
 pub mod lifecycle;
+pub mod outage;
 pub mod relay;
 
 pub mod ending;

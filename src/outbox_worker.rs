@@ -128,9 +128,9 @@ enum Verdict {
 async fn try_entry(relay: &Relay, mut entry: Entry) -> Result<Tried, Error> {
     let verdict = match recovery::heir(relay, &mut entry).await? {
         Heir::Another => Verdict::NotYet("another relay ends it"),
-        Heir::Relay => judge(&entry, &relay.store.finish(&entry.finish).await),
+        Heir::Relay => judge(&entry, &finish(relay, &entry).await),
         Heir::Told(told) => {
-            let finished = relay.store.finish(&entry.finish).await;
+            let finished = finish(relay, &entry).await;
             told.end(match &finished {
                 Ok(finished) => finished.is_by(&entry.finish).then_some(Saved::Stored(*finished)),
                 Err(error) if error.code() == Code::StoreUnavailable => Some(Saved::Waiting),
@@ -160,6 +160,10 @@ async fn try_entry(relay: &Relay, mut entry: Entry) -> Result<Tried, Error> {
         }
     }
     Ok(Tried::Kept)
+}
+
+async fn finish(relay: &Relay, entry: &Entry) -> Result<Finished, Error> {
+    relay.outage.observe(relay.store.finish(&entry.finish)).await
 }
 
 /// What the database's answer means for the entry.

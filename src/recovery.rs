@@ -67,7 +67,7 @@ async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {
 /// Of the outbox's disk.
 async fn end_unbegun(relay: &Relay, name: &Name, write_token: SecretString) -> Result<(), Error> {
     let finish = Finish::interrupted(write_token, Failure::from(&replay::interrupted()));
-    match relay.store.finish(&finish).await {
+    match relay.outage.observe(relay.store.finish(&finish)).await {
         Ok(_) => Ok(()),
         // It may still be about to be begun, or the database is away.
         Err(_) => saving::put(relay, name, &finish).await,

@@ -11,6 +11,7 @@ use crate::auth::Verifier;
 use crate::journal::{Journal, Recorder};
 use crate::lifecycle::Tasks;
 use crate::limits::Limits;
+use crate::outage::Outage;
 use crate::outbox::Outbox;
 use crate::provider::Providers;
 use crate::seal::MasterKeys;
@@ -26,6 +27,8 @@ pub struct Relay {
     pub store: Box<dyn Store>,
     /// Whether the database answered when it was last asked, and when that was.
     pub store_health: tokio::sync::Mutex<Option<(Instant, bool)>>,
+    /// Whether the database is away.
+    pub outage: Outage,
     /// Where generations are while they run, and some time after.
     pub journal: Box<dyn Journal>,
     /// What makes the journal survive the process.

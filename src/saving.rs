@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::auth::Principal;
 use crate::error::{Code, Error};
 use crate::journal::{Ended, Writer};
+use crate::outage;
 use crate::outbox::{Name, Room};
 use crate::relay::Relay;
 use crate::replay;
@@ -43,9 +44,14 @@ pub(crate) enum Saved {
 pub(crate) async fn save(relay: &Relay, name: &Name, finish: &Finish) -> Result<Saved, Error> {
     let deadline = Instant::now() + SAVE_TIME;
     let mut backoff = BACKOFF;
-    // A database that does not answer at all is not waited for: `finish` may be repeated, whatever came of this one.
-    while let Ok(tried) = timeout_at(deadline, relay.store.finish(finish)).await {
-        let error = match tried {
+    let error = loop {
+        // A database that does not answer at all is not waited for: `finish` may be repeated, whatever came of this one.
+        let tried = async {
+            timeout_at(deadline, relay.store.finish(finish))
+                .await
+                .unwrap_or_else(|_| Err(outage::no_answer()))
+        };
+        let error = match relay.outage.observe(tried).await {
             Ok(finished) => return Ok(Saved::Stored(finished)),
             Err(error) => error,
         };
@@ -53,17 +59,19 @@ pub(crate) async fn save(relay: &Relay, name: &Name, finish: &Finish) -> Result<
             info!(stream_id = %name.stream_id, "what this stream wrote has been deleted");
             return Err(not_saved());
         }
-        let is_worth_waiting =
-            error.code() == Code::StoreUnavailable && Instant::now() + backoff < deadline;
-        warn!(%error, stream_id = %name.stream_id, "save failed{}", if is_worth_waiting { ", will be tried again" } else { "" });
-        if !is_worth_waiting {
-            break;
+        if error.code() != Code::StoreUnavailable || Instant::now() + backoff >= deadline {
+            break error;
         }
+        debug!(%error, stream_id = %name.stream_id, "save failed, will be tried again");
         sleep(backoff).await;
         backoff *= 2;
-    }
-    warn!(stream_id = %name.stream_id, "the text goes to the outbox");
+    };
     put(relay, name, finish).await?;
+    if relay.outage.keep() {
+        debug!(%error, stream_id = %name.stream_id, "save failed: the text is in the outbox");
+    } else {
+        warn!(%error, stream_id = %name.stream_id, "save failed: the text is in the outbox");
+    }
     Ok(Saved::Waiting)
 }
 

@@ -138,7 +138,7 @@ async fn open(
     let begin = turn.begin(writer, relay.times.expiry(clock::now()))?;
     // First of all, so that whatever happens from here on somebody can end what was begun.
     saving::record(relay, writer, &begin).await?;
-    let mut new = match relay.store.begin(caller, &begin).await {
+    let mut new = match relay.outage.observe(relay.store.begin(caller, &begin)).await {
         Ok(Begun::New(new)) => new,
         Ok(Begun::Existing(saved)) => {
             return Ok(Opened::Over(Box::new(saving::ended(relay, caller, *saved).await?)));

@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["bot", "clock", "error", "event", "id", "prompt", "provider_key", "seal", "story", "text"],
     &["redis_client", "sqlite"],
     &["auth", "journal", "limits", "outbox", "provider", "store"],
-    &["lifecycle", "relay"],
+    &["lifecycle", "outage", "relay"],
     &["ending", "generation", "outbox_worker", "own_key", "recovery", "replay", "saving", "turn"],
     &["http"],
     &["app", "check", "cli", "config", "dev", "migrate", "telemetry"],

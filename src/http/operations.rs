@@ -12,9 +12,10 @@ use tokio::time::{Instant, timeout};
 use super::extract::Parameters;
 use crate::auth::Principal;
 use crate::bot::Bot;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::id::{BotId, UserId};
 use crate::journal::Reach;
+use crate::outage;
 use crate::outbox::Room;
 use crate::relay::Relay;
 
@@ -87,17 +88,18 @@ async fn is_store_up(relay: &Relay) -> bool {
     {
         return is_up;
     }
-    let is_up = match timeout(READY_TIMEOUT, relay.store.ping()).await {
-        Ok(Ok(())) => true,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "not ready: the database cannot be used");
-            false
-        }
-        Err(_) => {
-            tracing::warn!("not ready: the database does not answer in time");
-            false
-        }
+    let ping = async {
+        timeout(READY_TIMEOUT, relay.store.ping())
+            .await
+            .unwrap_or_else(|_| Err(outage::no_answer()))
     };
+    let pinged = relay.outage.observe(ping).await;
+    if let Err(error) = &pinged
+        && error.code() != Code::StoreUnavailable
+    {
+        tracing::warn!(%error, "not ready: the database cannot be used");
+    }
+    let is_up = pinged.is_ok();
     *health = Some((Instant::now(), is_up));
     is_up
 }

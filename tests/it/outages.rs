@@ -81,7 +81,26 @@ async fn what_ends_while_the_database_is_away_is_saved_once_when_it_is_back(is_k
         follower.done().await;
         assert_eq!(follower.text(), TEXT);
     }
+    if !is_killed {
+        check_told_once(&relay.log(), STREAMS);
+    }
     relay.finish().await;
+}
+
+/// An outage is told when it begins and when it ends, and not again with every answer that it touches.
+fn check_told_once(log: &str, kept: usize) {
+    let is_of_it = |line: &&str| {
+        line.contains("\"level\":\"WARN\"")
+            && (line.contains("database") || line.contains("stream"))
+    };
+    let warnings: Vec<_> = log.lines().filter(is_of_it).collect();
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("the database does not answer"),
+        "{warnings:#?}"
+    );
+    let end =
+        format!("the database answers again; {kept} answers were kept in the outbox meanwhile");
+    assert_eq!(log.matches(&end).count(), 1, "{log}");
 }
 
 #[tokio::test]
