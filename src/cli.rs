@@ -14,8 +14,9 @@ use uuid::Uuid;
 use crate::config::{Config, Data, Mode, parse_duration};
 use crate::error::Error;
 use crate::http::listener;
+use crate::journal::file::JournalFile;
 use crate::lifecycle::Signals;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Retry};
 use crate::{app, check, clock, dev, http, migrate, telemetry};
 
 /// Streams a language model's answers to a story app, and saves each of them exactly once.
@@ -133,14 +134,32 @@ fn outbox(command: &OutboxCommand, lookup: impl Fn(&str) -> Option<String>) -> R
             }
         }
         OutboxCommand::Retry { id } => {
-            let retried = runtime.block_on(file.retry(*id))?;
-            writeln!(
-                out,
-                "{retried} will be tried again, by the relay that runs or at its next start"
-            )?;
+            writeln!(out, "{}", runtime.block_on(retry(&file, *id))?)?;
         }
     }
     Ok(())
+}
+
+/// Lets that entry, or all that were set aside, be tried again. Returns what became of it, for people to read.
+async fn retry(file: &JournalFile, id: Option<i64>) -> Result<String, Failure> {
+    let Some(id) = id else {
+        return Ok(match file.retry_all().await? {
+            0 => "nothing is set aside".to_owned(),
+            count => retried(count),
+        });
+    };
+    match file.retry(id).await? {
+        Retry::Again => Ok(retried(1)),
+        Retry::Waits => Ok(format!("{id} is not set aside: it is tried until the database takes it")),
+        Retry::Unknown => Err(format!(
+            "there is no entry {id} in the outbox, or not any more: `storytellr-relay outbox list` shows those that there are"
+        )
+        .into()),
+    }
+}
+
+fn retried(count: u64) -> String {
+    format!("{count} will be tried again, by the relay that runs or at its next start")
 }
 
 fn print_token(args: &TokenArgs, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {

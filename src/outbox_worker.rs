@@ -44,7 +44,7 @@ const RETRY_WAIT: Duration = Duration::from_secs(1);
 /// (`store/functions/postgres.rs`), and so are waits for a lock.
 const LATE_BEGIN_TIME: SignedDuration = SignedDuration::from_secs(20);
 
-/// After so many refusals an entry is set aside: some five minutes, in which a migration may be applied.
+/// After so many refusals an entry is set aside: some four minutes, in which a migration may be applied.
 const ATTEMPTS_MAX: u32 = 9;
 
 /// Works for as long as it is polled.
@@ -183,7 +183,9 @@ fn judge(entry: &Entry, finished: &Result<Finished, Error>) -> Verdict {
                 Verdict::NotYet("not begun yet")
             }
         }
-        Err(error) if error.code() == Code::StreamNotFound => Verdict::Hopeless(error.to_string()),
-        Err(error) => Verdict::Refused(error.to_string()),
+        Err(error) if error.code() == Code::StreamNotFound => {
+            Verdict::Hopeless(error.to_operator())
+        }
+        Err(error) => Verdict::Refused(error.to_operator()),
     }
 }

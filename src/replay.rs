@@ -6,23 +6,26 @@ use crate::journal::Ended;
 use crate::store::SavedStream;
 use crate::story::Status;
 
-/// The events of `saved`, as a follower gets them.
+/// The events of `saved`, as a follower gets them. `is_saved` says whether the database has it so, or will.
 ///
 /// # Errors
 /// `StreamNotFound` for a variant that was announced and never begun: there is nothing to follow.
-pub(crate) fn ended(saved: SavedStream) -> Result<Ended, Error> {
+pub(crate) fn ended(saved: SavedStream, is_saved: bool) -> Result<Ended, Error> {
     let end = match saved.status {
         Status::Pending => return Err(not_begun()),
-        Status::Complete => End::Done(done(&saved, DoneStatus::Complete)),
-        Status::Stopped => End::Done(done(&saved, DoneStatus::Stopped)),
-        Status::Failed => End::Failed(failed(&saved, saved.error.clone().unwrap_or_else(unknown))),
+        Status::Complete => End::Done(done(&saved, DoneStatus::Complete, is_saved)),
+        Status::Stopped => End::Done(done(&saved, DoneStatus::Stopped, is_saved)),
+        Status::Failed => {
+            let failure = saved.error.clone().unwrap_or_else(unknown);
+            End::Failed(failed(&saved, failure, is_saved))
+        }
         // Streaming, and in no journal: whoever wrote it is gone. So is the text, if none is here.
         Status::Interrupted | Status::Streaming if saved.content.is_empty() => {
-            let failed = failed(&saved, Failure::from(&lost()));
-            End::Failed(Failed { saved: Some(false), ..failed })
+            let failed = failed(&saved, Failure::from(&lost()), is_saved);
+            End::Failed(Failed { saved: None, ..failed })
         }
         Status::Interrupted | Status::Streaming => {
-            End::Failed(failed(&saved, Failure::from(&interrupted())))
+            End::Failed(failed(&saved, Failure::from(&interrupted()), is_saved))
         }
     };
     let start = Start {
@@ -60,7 +63,7 @@ fn lost() -> Error {
     )
 }
 
-fn done(saved: &SavedStream, status: DoneStatus) -> Done {
+fn done(saved: &SavedStream, status: DoneStatus, is_saved: bool) -> Done {
     Done {
         stream_id: saved.stream_id.clone(),
         message_id: (!saved.is_announced).then_some(saved.id),
@@ -73,16 +76,16 @@ fn done(saved: &SavedStream, status: DoneStatus) -> Done {
             completion_tokens: 0,
             estimated: true,
         }),
-        saved: Some(true),
+        saved: Some(is_saved),
     }
 }
 
-fn failed(saved: &SavedStream, failure: Failure) -> Failed {
+fn failed(saved: &SavedStream, failure: Failure, is_saved: bool) -> Failed {
     Failed {
         failure,
         stream_id: saved.stream_id.clone(),
         message_id: Some(saved.id),
-        saved: Some(true),
+        saved: Some(is_saved),
     }
 }
 

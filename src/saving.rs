@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::auth::Principal;
 use crate::error::{Code, Error};
+use crate::id::StreamId;
 use crate::journal::{Ended, Writer};
 use crate::outage;
 use crate::outbox::{Name, Room};
 use crate::relay::Relay;
 use crate::replay;
-use crate::store::{Begin, Finish, Finished, Place, SavedStream};
+use crate::store::{Begin, Finish, Finished, Outcome, Place, SavedStream};
 use crate::story::Status;
 
 /// How long a save is tried before its reader is told that it waits in the outbox: long enough for a database that is
@@ -136,6 +138,52 @@ pub(crate) async fn put(relay: &Relay, name: &Name, finish: &Finish) -> Result<(
     }
 }
 
+/// A stream as it is saved, or as it will be.
+#[derive(Debug, Serialize)]
+pub(crate) struct Known {
+    #[serde(flatten)]
+    stream: SavedStream,
+    /// True: so the database has it. False: it is in the outbox, and will be there. Absent: it has not ended.
+    #[serde(rename = "saved", skip_serializing_if = "Option::is_none")]
+    is_saved: Option<bool>,
+}
+
+/// What is known of a stream. What waits in this relay's outbox counts for more than what the database does not have yet.
+///
+/// # Errors
+/// `StreamNotFound`, `StoreUnavailable`; `Internal`, if the outbox's disk fails.
+pub(crate) async fn find(
+    relay: &Relay,
+    caller: &Principal,
+    stream_id: &StreamId,
+) -> Result<Known, Error> {
+    let stream = relay.store.find_stream(caller, stream_id).await?;
+    know(relay, caller, stream.ok_or_else(replay::not_found)?).await
+}
+
+async fn know(relay: &Relay, caller: &Principal, mut stream: SavedStream) -> Result<Known, Error> {
+    // What is past its time reads as interrupted, and may wait all the same.
+    let may_wait = match stream.status {
+        Status::Streaming => true,
+        Status::Interrupted => stream.content.is_empty() && stream.reasoning.is_empty(),
+        Status::Pending | Status::Complete | Status::Stopped | Status::Failed => false,
+    };
+    if may_wait {
+        let name = Name { owner: caller.user(), stream_id: stream.stream_id.clone() };
+        let waiting = relay.outbox.find(&name).await?;
+        // Of what was interrupted another relay may know more.
+        let is_certain =
+            |finish: &Finish| finish.outcome != Outcome::Interrupted || relay.journal.knows_all();
+        if let Some(finish) = waiting.filter(is_certain)
+            && stream.finish(finish)
+        {
+            return Ok(Known { stream, is_saved: Some(false) });
+        }
+    }
+    let is_over = !matches!(stream.status, Status::Pending | Status::Streaming);
+    Ok(Known { stream, is_saved: is_over.then_some(true) })
+}
+
 /// What a stream that nobody writes any more came to, as its followers get it.
 ///
 /// # Errors
@@ -145,10 +193,11 @@ pub(crate) async fn ended(
     caller: &Principal,
     saved: SavedStream,
 ) -> Result<Ended, Error> {
-    if saved.status != Status::Streaming {
-        return replay::ended(saved);
+    let Known { stream, is_saved } = know(relay, caller, saved).await?;
+    if stream.status != Status::Streaming {
+        return replay::ended(stream, is_saved != Some(false));
     }
-    let name = Name { owner: caller.user(), stream_id: saved.stream_id.clone() };
+    let name = Name { owner: caller.user(), stream_id: stream.stream_id };
     if relay.outbox.has(&name).await? || !relay.journal.knows_all() {
         return Err(Error::new(
             Code::StoreUnavailable,
@@ -158,7 +207,7 @@ pub(crate) async fn ended(
     }
     // It was saved since it was read, or there is nobody who could.
     let saved = relay.store.find_stream(caller, &name.stream_id).await?;
-    replay::ended(saved.ok_or_else(replay::not_found)?)
+    replay::ended(saved.ok_or_else(replay::not_found)?, true)
 }
 
 /// Whether another generation may begin: what begins without room for its end may be lost, or cost what is there.

@@ -19,8 +19,8 @@ use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
 use crate::journal::{Log, Opening, Running};
 use crate::relay::Relay;
 use crate::replay;
-use crate::saving;
-use crate::store::{Page, Place, SavedStream};
+use crate::saving::{self, Known};
+use crate::store::{Page, Place};
 use crate::story::{Beat, Role, Status};
 use crate::text;
 use crate::turn::{self, Ask, Turn};
@@ -147,13 +147,8 @@ pub(super) async fn message(
     State(relay): State<Arc<Relay>>,
     caller: Principal,
     Parameters(MessageParameters { stream_id }): Parameters<MessageParameters>,
-) -> Result<JsonResponse<SavedStream>, Error> {
-    relay
-        .store
-        .find_stream(&caller, &stream_id)
-        .await?
-        .map(JsonResponse)
-        .ok_or_else(replay::not_found)
+) -> Result<JsonResponse<Known>, Error> {
+    saving::find(&relay, &caller, &stream_id).await.map(JsonResponse)
 }
 
 /// The log of a stream that the journal has forgotten, from the database.

@@ -69,6 +69,17 @@ pub struct Listed {
     pub created_at: Timestamp,
 }
 
+/// What came of letting an entry be tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// It will be.
+    Again,
+    /// It was not set aside: it is tried anyway.
+    Waits,
+    /// There is no entry of that id, or not any more.
+    Unknown,
+}
+
 /// Whether there is room for what begins now, should the database be away when it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
@@ -105,6 +116,9 @@ pub trait Outbox: Send + Sync + 'static {
     /// The database refuses it for good: it is kept for the operator and blocks nobody.
     async fn set_aside(&self, id: i64, reason: &str) -> Result<(), Error>;
 
+    /// What is to be saved of this generation, whether it is tried or was set aside.
+    async fn find(&self, name: &Name) -> Result<Option<Finish>, Error>;
+
     /// Whether this generation waits here to be saved.
     async fn has(&self, name: &Name) -> Result<bool, Error>;
 
@@ -114,6 +128,9 @@ pub trait Outbox: Send + Sync + 'static {
     /// All entries, oldest first, at most `limit`.
     async fn list(&self, limit: u32) -> Result<Vec<Listed>, Error>;
 
-    /// Lets what was set aside be tried again: the entry of that id, or all. Returns how many those are.
-    async fn retry(&self, id: Option<i64>) -> Result<u64, Error>;
+    /// Lets what was set aside be tried again. Returns how many those are.
+    async fn retry_all(&self) -> Result<u64, Error>;
+
+    /// Lets the entry of that id be tried again, if it was set aside.
+    async fn retry(&self, id: i64) -> Result<Retry, Error>;
 }

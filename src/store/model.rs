@@ -302,6 +302,27 @@ pub struct SavedStream {
     pub created_at: Timestamp,
 }
 
+impl SavedStream {
+    /// Makes it what it will be once `finish` is saved. Returns whether it will be there at all: what is taken back will
+    /// not.
+    pub(crate) fn finish(&mut self, finish: Finish) -> bool {
+        self.status = match finish.outcome {
+            Outcome::Complete => Status::Complete,
+            Outcome::Stopped => Status::Stopped,
+            Outcome::Interrupted => Status::Interrupted,
+            Outcome::Failed => Status::Failed,
+            Outcome::Refused => return false,
+        };
+        (self.content, self.reasoning) = (finish.content, finish.reasoning);
+        (self.finish_reason, self.usage) = (finish.finish_reason, finish.usage);
+        self.error = finish.failure;
+        if !finish.model.is_empty() {
+            self.model = Some(finish.model);
+        }
+        true
+    }
+}
+
 /// A variant that was announced.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Announced {

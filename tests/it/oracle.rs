@@ -170,7 +170,7 @@ async fn settled(user: &User, stream_id: &str) -> Option<Value> {
         let answer = user.get(&format!("/v1/message-by-stream-id?stream_id={stream_id}")).await;
         match answer.status {
             404 => return None,
-            200 if answer.json["status"] != "streaming" => return Some(answer.json),
+            200 if answer.json["saved"] == true => return Some(answer.json),
             _ => assert!(since.elapsed() < PATIENCE, "not settled: {:?}", answer.json),
         }
         sleep(Duration::from_millis(10)).await;

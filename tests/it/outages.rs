@@ -229,7 +229,70 @@ async fn what_the_database_refuses_for_good_is_set_aside_and_blocks_nobody() {
         "{outbox}"
     );
     assert_eq!(user.told(story, "Go on.").await["saved"], true);
+    let unknown = relay.run_in_vain(&["outbox", "retry", "4096"]);
+    assert!(unknown.contains("4096") && unknown.contains("outbox list"), "{unknown}");
     assert!(relay.run(&["outbox", "retry"]).starts_with("1 "));
     // It is refused again, which the log tells as the error that it is.
     relay.finish_with_errors().await;
+}
+
+/// The entries of the outbox as `list` has them, once there is one of which a reason is known.
+async fn listed_with_reason(relay: &TestRelay) -> Value {
+    let since = Instant::now();
+    loop {
+        let listed = relay.run(&["outbox", "list"]);
+        if listed.contains("\"reason\":\"") {
+            assert!(!listed.contains("lighthouse"), "a text: {listed}");
+            return serde_json::from_str(listed.trim()).unwrap();
+        }
+        assert!(since.elapsed() < PATIENCE, "{listed}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A rule of the operator's own, as databases have them.
+const RULE: &str =
+    "alter table public.relay_variants add constraint short_answers check (length(content) < 50)";
+
+#[tokio::test]
+async fn what_a_rule_of_the_database_refuses_is_told_with_the_rule_and_waits_for_it_to_go() {
+    let (provider, database) = (Provider::start().await, Database::migrated().await);
+    provider.always(Script::telling(&[TEXT]));
+    let relay = TestRelay::with(&provider).env("RELAY_DATABASE_URL", database.url("relay"));
+    let mut relay = relay.start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    assert_eq!(relay.run(&["outbox", "retry"]), "nothing is set aside\n");
+    database.admin().await.batch_execute(RULE).await.unwrap();
+    let mut reading = user.say(story, "Go on.").await;
+    assert_eq!(reading.done().await["saved"], false);
+    let entry = listed_with_reason(&relay).await;
+    let reason = entry["reason"].as_str().unwrap();
+    assert!(reason.starts_with("23514: ") && reason.contains("short_answers"), "{reason}");
+    let waiting = relay.run(&["outbox", "retry", &entry["id"].to_string()]);
+    assert!(waiting.contains("is not set aside"), "{waiting}");
+
+    // Meanwhile it is read from the outbox, also by who comes back after a restart.
+    let stream_id = reading.stream_id();
+    let path = format!("/v1/message-by-stream-id?stream_id={stream_id}");
+    let kept = user.get(&path).await.ok(200);
+    assert_eq!(
+        (&kept["status"], &kept["content"], &kept["saved"]),
+        (&json!("complete"), &json!(TEXT), &json!(false))
+    );
+    relay.kill().await;
+    relay.start_again().await;
+    let mut again = user.follow(&stream_id, None).await;
+    let done = again.done().await;
+    assert_eq!((&done["saved"], &done["finish_reason"]), (&json!(false), &json!("stop")));
+    assert_eq!(again.text(), TEXT);
+
+    database
+        .admin()
+        .await
+        .batch_execute("alter table public.relay_variants drop constraint short_answers")
+        .await
+        .unwrap();
+    assert_eq!(user.saved(&stream_id, "complete").await["content"], TEXT);
+    relay.finish().await;
 }

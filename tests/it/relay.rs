@@ -171,17 +171,28 @@ impl TestRelay {
         self.log.lock().unwrap().clone()
     }
 
-    /// Runs another command of the binary with the same settings; what it printed.
+    /// Runs another command of the binary with the same settings, which must succeed; what it printed.
     pub(crate) fn run(&self, arguments: &[&str]) -> String {
-        let output = std::process::Command::new(BINARY)
+        let output = self.output(arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// As [`Self::run`], but it must fail; what it said of that.
+    pub(crate) fn run_in_vain(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn output(&self, arguments: &[&str]) -> std::process::Output {
+        std::process::Command::new(BINARY)
             .args(arguments)
             .env_clear()
             .env("RELAY_DATA", self.data.path())
             .envs(self.env.iter().cloned())
             .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+            .unwrap()
     }
 
     /// The process's id.
@@ -572,12 +583,12 @@ impl User {
         tree["path"].as_array().unwrap().iter().map(|id| active(find(id))).collect()
     }
 
-    /// What is saved of a stream, once it is in that state.
+    /// What is saved of a stream, once it is in that state, in the database.
     pub(crate) async fn saved(&self, stream_id: &str, status: &str) -> Value {
         let since = Instant::now();
         loop {
             let answer = self.get(&format!("/v1/message-by-stream-id?stream_id={stream_id}")).await;
-            if answer.json["status"] == status {
+            if answer.json["status"] == status && answer.json["saved"] == true {
                 return answer.json;
             }
             assert!(since.elapsed() < PATIENCE, "never {status}: {:?}", answer.json);

@@ -118,7 +118,7 @@ async fn what_a_killed_relay_was_writing_is_interrupted() {
     let mut follower = user.follow(&reading.stream_id(), None).await;
     let error = follower.error().await;
     // Its text was in memory alone, and nobody says otherwise.
-    assert_eq!((&error["code"], &error["saved"]), (&json!("interrupted"), &json!(false)));
+    assert_eq!((&error["code"], error.get("saved")), (&json!("interrupted"), None));
     let done = user.reroll(json!({"message_id": start["message_id"]})).await.done().await;
     assert_eq!((&done["message_id"], &done["saved"]), (&start["message_id"], &json!(true)));
     assert_eq!(user.story(story).await, ["Go.", "Better."]);

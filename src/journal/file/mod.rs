@@ -18,7 +18,7 @@ use crate::clock;
 use crate::error::Error;
 use crate::event::Failure;
 use crate::id::UserId;
-use crate::outbox::{self, Entry, Listed, Name, Outbox, Room};
+use crate::outbox::{self, Entry, Listed, Name, Outbox, Retry, Room};
 use crate::sqlite::{Database, MEMORY, Schema};
 use crate::store::{Finish, Outcome};
 
@@ -305,6 +305,20 @@ impl Outbox for JournalFile {
         .await
     }
 
+    async fn find(&self, name: &Name) -> Result<Option<Finish>, Error> {
+        let name = name.clone();
+        self.read(move |connection| {
+            let found = connection
+                .prepare_cached(
+                    "select * from outbox where owner = ?1 and stream_id = ?2 order by id desc limit 1",
+                )?
+                .query_row([name.owner.to_string(), name.stream_id.to_string()], entry)
+                .optional()?;
+            Ok(found.map(|entry| entry.finish))
+        })
+        .await
+    }
+
     async fn has(&self, name: &Name) -> Result<bool, Error> {
         let name = name.clone();
         self.read(move |connection| {
@@ -344,17 +358,34 @@ impl Outbox for JournalFile {
         .await
     }
 
-    async fn retry(&self, id: Option<i64>) -> Result<u64, Error> {
+    async fn retry_all(&self) -> Result<u64, Error> {
+        self.write(|connection| let_be_tried(connection, None)).await
+    }
+
+    async fn retry(&self, id: i64) -> Result<Retry, Error> {
         self.write(move |connection| {
-            let retried = connection.execute(
-                "update outbox set set_aside_at = null, attempts = 0, due_at = ?2
-                 where set_aside_at is not null and (?1 is null or id = ?1)",
-                params![id, clock::now().as_millisecond()],
+            if let_be_tried(connection, Some(id))? > 0 {
+                return Ok(Retry::Again);
+            }
+            let is_there: bool = connection.query_row(
+                "select exists (select 1 from outbox where id = ?1)",
+                [id],
+                |row| row.get(0),
             )?;
-            Ok(retried as u64)
+            Ok(if is_there { Retry::Waits } else { Retry::Unknown })
         })
         .await
     }
+}
+
+/// Of what was set aside, the entry of that id or all. Returns how many those are.
+fn let_be_tried(connection: &Connection, id: Option<i64>) -> Result<u64, Error> {
+    let retried = connection.execute(
+        "update outbox set set_aside_at = null, attempts = 0, due_at = ?2
+         where set_aside_at is not null and (?1 is null or id = ?1)",
+        params![id, clock::now().as_millisecond()],
+    )?;
+    Ok(retried as u64)
 }
 
 fn json(value: &Option<impl serde::Serialize>) -> Result<Option<String>, Error> {
