@@ -132,6 +132,10 @@ async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writ
                 Ok(Progress::More)
             }
         };
+        // Over in no time, so that what interrupts it is heard of next, behind the text that has come.
+        if batch.has_tokens() && matches!(progress, Ok(Progress::More)) {
+            progress = completion.gather(&mut batch).await;
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 mod chunk;
 mod client;
 mod demo;
+mod gather;
 mod guard;
 mod habits;
 mod key_check;
@@ -16,6 +17,8 @@ mod registry;
 mod retry;
 pub mod sse;
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
 use crate::bot::Reasoning;
@@ -96,6 +99,15 @@ impl Completion {
         }
     }
 
+    /// Adds to `batch`, which has something, what else has come meanwhile, within bounds and without waiting for more. Whoever
+    /// passes text on does so less often then.
+    ///
+    /// # Errors
+    /// As [`Completion::read`].
+    pub async fn gather(&mut self, batch: &mut Batch) -> Result<Progress, Error> {
+        gather::gather(batch, |context, batch| pin!(self.read(batch)).poll(context)).await
+    }
+
     /// Whether the model has said its last word, and only the provider's is missing.
     #[must_use]
     pub fn has_finish_reason(&self) -> bool {
@@ -170,6 +182,18 @@ impl Batch {
     #[must_use]
     pub fn has_tokens(&self) -> bool {
         self.has_tokens
+    }
+
+    /// How much text is in it, in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Whether no text is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
     }
 
     /// What is in it, in order.

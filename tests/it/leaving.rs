@@ -38,6 +38,24 @@ async fn a_stop_closes_the_provider_and_keeps_the_text() {
 }
 
 #[tokio::test]
+async fn an_answer_that_pours_can_be_stopped_and_is_saved_as_it_was_read() {
+    let provider = Provider::start().await;
+    provider.once(Script::new().flood("Once more. "));
+    let relay = TestRelay::with(&provider).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let mut reading = user.say(story, "Go.").await;
+    reading.until("token").await;
+    user.delete(&format!("/v1/streams/{}", reading.stream_id())).await.ok(204);
+    provider.closed(0).await;
+    assert_eq!(reading.done().await["status"], "stopped");
+    let text = reading.text();
+    assert_eq!(text, "Once more. ".repeat(text.len() / 11), "in order, and nothing of it missing");
+    assert_eq!(user.story(story).await, ["Go.", &text]);
+    relay.finish().await;
+}
+
+#[tokio::test]
 async fn a_stop_before_the_first_token_leaves_the_story_where_it_was() {
     let provider = Provider::start().await;
     provider.always(Script::new().stall());

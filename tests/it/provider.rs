@@ -106,6 +106,12 @@ impl Script {
         self.step(Step::Repeat(bytes.to_vec(), interval))
     }
 
+    /// The same token again and again, as fast as it is taken.
+    pub(crate) fn flood(self, text: &str) -> Self {
+        let chunk = json!({"choices": [{"index": 0, "delta": {"content": text}}]});
+        self.repeat(format!("data: {chunk}\n\n").as_bytes(), Duration::ZERO)
+    }
+
     pub(crate) fn pause(self, time: Duration) -> Self {
         self.step(Step::Pause(time))
     }
@@ -290,7 +296,11 @@ async fn play(script: &Script, writer: &mut tokio::net::tcp::OwnedWriteHalf) -> 
                 if let Err(error) = send(writer, bytes, None).await {
                     break Err(error);
                 }
-                tokio::time::sleep(*interval).await;
+                if interval.is_zero() {
+                    tokio::task::yield_now().await;
+                } else {
+                    tokio::time::sleep(*interval).await;
+                }
             },
             Step::Pause(time) => {
                 tokio::time::sleep(*time).await;

@@ -65,6 +65,23 @@ async fn an_answer_that_does_not_end_in_time_is_interrupted_with_its_text_saved(
 }
 
 #[tokio::test]
+async fn an_answer_that_pours_is_interrupted_with_all_that_was_read_of_it() {
+    let provider = Provider::start().await;
+    provider.always(Script::new().flood("Once more. "));
+    let mut relay = TestRelay::with(&provider).env("RELAY_DRAIN", "100ms").start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let mut reading = user.say(story, "Go.").await;
+    reading.until("token").await;
+    relay.terminate();
+    assert_eq!(reading.error().await["code"], "interrupted");
+    relay.ended().await;
+    relay.start_again().await;
+    assert_eq!(user.story(story).await, ["Go.", &reading.text()]);
+    relay.finish().await;
+}
+
+#[tokio::test]
 async fn a_second_signal_hurries() {
     let provider = Provider::start().await;
     provider.always(Script::new().token("Once").stall());
