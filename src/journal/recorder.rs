@@ -21,7 +21,7 @@ const BATCH_TIME: Duration = Duration::from_millis(50);
 pub(super) const BATCH_LEN: usize = 4 << 10;
 
 /// The place of a generation's copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RecordId(pub i64);
 
 /// Text to be copied.

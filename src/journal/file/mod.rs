@@ -1,9 +1,13 @@
 //! The journal's file: what must survive the process, on the one machine that has it.
 //!
-//! It is two ports at once, [`Records`] and [`Outbox`], because a generation goes from the one to the other in one
+//! It is two ports at once, [`Records`](super::Records) (in `records.rs`) and [`Outbox`], because a generation goes from the one to the other in one
 //! transaction when its process has died.
 
+mod batch;
+mod records;
+
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
@@ -13,10 +17,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::recorder::{Piece, RecordId, Records};
 use crate::clock;
 use crate::error::Error;
-use crate::event::Failure;
 use crate::id::UserId;
 use crate::outbox::{self, Entry, Listed, Name, Outbox, Retry, Room};
 use crate::sqlite::{Database, MEMORY, Schema};
@@ -27,7 +29,7 @@ const APPLICATION_ID: i64 = 0x5265_6c4a;
 
 const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    steps: &[include_str!("1.sql"), include_str!("2.sql")],
+    steps: &[include_str!("1.sql"), include_str!("2.sql"), include_str!("3.sql")],
     upkeep: "",
     is_checked: true,
 };
@@ -43,6 +45,8 @@ pub struct JournalFile {
     database: Database,
     /// Entries of the outbox that are not set aside: counted when it is looked into, and what was put in since.
     waiting: AtomicU64,
+    /// How much is in batches, in bytes.
+    batched: Arc<AtomicU64>,
 }
 
 impl JournalFile {
@@ -71,7 +75,12 @@ impl JournalFile {
     }
 
     fn new(path: &Path, database: Database) -> Self {
-        Self { path: path.to_owned(), database, waiting: AtomicU64::new(0) }
+        Self {
+            path: path.to_owned(),
+            database,
+            waiting: AtomicU64::new(0),
+            batched: Arc::default(),
+        }
     }
 
     /// Notes that `instance` has the file from now on. Returns which one had it before.
@@ -128,72 +137,6 @@ impl JournalFile {
 /// what it could not write, and a second one would succeed and prove nothing.
 fn broken(error: &Error) -> Error {
     Error::internal(error.detail().unwrap_or(error.message()))
-}
-
-#[async_trait]
-impl Records for JournalFile {
-    async fn begin(&self, name: &Name, write_token: &SecretString) -> Result<RecordId, Error> {
-        let (name, write_token) = (name.clone(), write_token.clone());
-        self.write(move |connection| {
-            let id = connection
-                .prepare_cached(
-                    "insert into records (owner, stream_id, write_token) values (?1, ?2, ?3) returning id",
-                )?
-                .query_row(
-                    params![name.owner.to_string(), name.stream_id.as_str(), write_token.expose_secret()],
-                    |row| row.get(0),
-                )?;
-            Ok(RecordId(id))
-        })
-        .await
-    }
-
-    async fn append(&self, pieces: Vec<Piece>, ended: Vec<RecordId>) -> Result<(), Error> {
-        self.write(move |connection| {
-            let mut insert = connection.prepare_cached(
-                "insert into pieces (record_id, begin, kind, text) values (?1, ?2, ?3, ?4)",
-            )?;
-            for piece in pieces {
-                let begin = i64::try_from(piece.begin).map_err(Error::internal)?;
-                insert.execute(params![piece.record.0, begin, piece.kind.as_str(), piece.text])?;
-            }
-            let mut delete = connection.prepare_cached("delete from records where id = ?1")?;
-            for record in ended {
-                delete.execute([record.0])?;
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    async fn recover(&self, failure: Failure) -> Result<u64, Error> {
-        self.write(move |connection| recover(connection, &failure)).await
-    }
-}
-
-/// Moves what was being written into the outbox, as interrupted. What the outbox has already under the same write token
-/// is the generation's true end.
-fn recover(connection: &Connection, failure: &Failure) -> Result<u64, Error> {
-    let failure = serde_json::to_string(failure).map_err(Error::internal)?;
-    let now = clock::now().as_millisecond();
-    let text = |kind| {
-        format!(
-            "coalesce((select group_concat(text, '' order by begin) from pieces
-               where record_id = records.id and kind = '{kind}'), '')"
-        )
-    };
-    let recovered = connection.execute(
-        &format!(
-            "insert into outbox (owner, stream_id, write_token, outcome, content, reasoning, failure, model, due_at, created_at)
-             select owner, stream_id, write_token, 'interrupted', {}, {}, ?1, '', ?2, ?2 from records where true
-             on conflict (write_token) do nothing",
-            text("token"),
-            text("reasoning")
-        ),
-        params![failure, now],
-    )?;
-    connection.execute("delete from records", [])?;
-    Ok(recovered as u64)
 }
 
 #[async_trait]
@@ -455,12 +398,11 @@ fn unreadable(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use tokio::sync::oneshot;
     use tokio::task::JoinSet;
 
     use super::*;
+    use crate::event::Failure;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_is_put_in_while_others_are_looked_for_is_counted() {
