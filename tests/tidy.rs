@@ -35,6 +35,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ),
     ("tiktoken_rs", &["src/prompt.rs"]),
     ("jsonwebtoken", &["src/auth/"]),
+    ("use aws_lc_rs", &["src/auth/jwks/"]),
     ("rustix", &["src/journal/file/"]),
     ("rusqlite", &["src/journal/file/", "src/sqlite/", "src/store/sqlite/"]),
     ("redis", &["src/journal/shared/", "src/redis_client.rs"]),

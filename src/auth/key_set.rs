@@ -3,7 +3,7 @@
 //! One task fetches. Whoever needs a key that is not there asks it and waits; whoever needs one that is there waits for
 //! nothing. While the source is down the keys that are known go on working.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 use url::Url;
 
-use super::jwks::{self, Keys};
+use super::jwks::{self, Keys, Set, Unusable};
 
 /// How old the keys may become. Supabase's own caches keep them as long.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -40,6 +40,8 @@ pub struct KeySet {
     wanted: Notify,
     /// The last fetch; absent until the first has ended.
     last: watch::Sender<Option<Fetched>>,
+    /// The keys that were passed over in the last set, so that the operator is told once of each, not at every fetch.
+    passed_over: Mutex<Vec<(usize, Unusable)>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +72,8 @@ impl KeySet {
             .timeout(FETCH_TIMEOUT)
             .build()?;
         let last = watch::Sender::new(None);
-        Ok(Self { url, client, keys: RwLock::default(), wanted: Notify::new(), last })
+        let (keys, passed_over) = (RwLock::default(), Mutex::default());
+        Ok(Self { url, client, keys, wanted: Notify::new(), last, passed_over })
     }
 
     /// Keeps the set fresh for as long as it is polled.
@@ -117,8 +120,9 @@ impl KeySet {
 
     /// How many usable keys there are now, or why the set cannot be had; the keys that were known are kept then.
     async fn refresh(&self) -> Result<usize, String> {
-        let keys = self.fetch().await?;
+        let Set { keys, passed_over } = self.fetch().await?;
         let len = keys.len();
+        self.tell(passed_over);
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
         Ok(len)
     }
@@ -156,7 +160,18 @@ impl KeySet {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn fetch(&self) -> Result<Keys, String> {
+    /// Tells the operator of keys that check nothing, unless the last set had the same.
+    fn tell(&self, passed_over: Vec<(usize, Unusable)>) {
+        let mut told = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told != passed_over {
+            for (at, reason) in &passed_over {
+                warn!(at, %reason, "a key of the set is passed over");
+            }
+            *told = passed_over;
+        }
+    }
+
+    async fn fetch(&self) -> Result<Set, String> {
         let request = self.client.get(self.url.clone()).header(header::ACCEPT, "application/json");
         let mut response = request.send().await.map_err(|error| error.without_url().to_string())?;
         if response.status() != StatusCode::OK {

@@ -4,18 +4,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::rsa::{KeySize, PublicKeyComponents};
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaKeyPair,
-};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, poll, stream};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use serde_json::{Value, json};
+use serde_json::json;
 use storytellr_relay::auth::{Issuers, KeySet, SharedSecret, Verifier};
 use storytellr_relay::clock;
 use storytellr_relay::error::Code;
@@ -24,141 +18,9 @@ use uuid::Uuid;
 
 use crate::provider::{Gate, PATIENCE, Provider, Script};
 use crate::relay::{self, Answer, Builder, TestRelay};
+use crate::signer::{P256_ORDER, Signer};
 
-/// A key of the project: what signs, and what the set says of it.
-struct Signer {
-    kid: String,
-    algorithm: Algorithm,
-    encoding: EncodingKey,
-    jwk: Value,
-    /// The public key as certificates have it, and as the algorithm itself has it.
-    der: Vec<u8>,
-    raw: Vec<u8>,
-}
-
-/// The order of P-256: a number that is zero to the curve.
-const P256_ORDER: [u8; 32] = [
-    0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF,
-    0xBC, 0xE6, 0xFA, 0xAD, 0xA7, 0x17, 0x9E, 0x84, 0xF3, 0xB9, 0xCA, 0xC2, 0xFC, 0x63, 0x25, 0x51,
-];
-
-impl Signer {
-    fn es256(kid: &str) -> Self {
-        Self::es256_if(kid, |_, _| true)
-    }
-
-    /// One whose coordinates are as wanted. Leading zeros are left out of them, as some signers do.
-    fn es256_if(kid: &str, is_wanted: impl Fn(&[u8], &[u8]) -> bool) -> Self {
-        let (algorithm, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
-        let (pkcs8, pair) = loop {
-            let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
-            let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref()).unwrap();
-            let point = pair.public_key().as_ref();
-            if is_wanted(&point[1..33], &point[33..]) {
-                break (pkcs8, pair);
-            }
-        };
-        let point = pair.public_key().as_ref();
-        let short = |bytes: &[u8]| {
-            let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
-            URL_SAFE_NO_PAD.encode(&bytes[zeros..])
-        };
-        let (x, y) = (short(&point[1..33]), short(&point[33..]));
-        Self {
-            der: AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key())
-                .unwrap()
-                .as_ref()
-                .to_vec(),
-            raw: point.to_vec(),
-            kid: kid.to_owned(),
-            algorithm: Algorithm::ES256,
-            encoding: EncodingKey::from_ec_der(pkcs8.as_ref()),
-            jwk: json!({"kty": "EC", "crv": "P-256", "kid": kid, "alg": "ES256", "use": "sig", "x": x, "y": y}),
-        }
-    }
-
-    fn eddsa(kid: &str) -> Self {
-        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
-        let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
-        let x = URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
-        Self {
-            der: AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key())
-                .unwrap()
-                .as_ref()
-                .to_vec(),
-            raw: pair.public_key().as_ref().to_vec(),
-            kid: kid.to_owned(),
-            algorithm: Algorithm::EdDSA,
-            encoding: EncodingKey::from_ed_der(pkcs8.as_ref()),
-            jwk: json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": x}),
-        }
-    }
-
-    fn rs256(kid: &str) -> Self {
-        let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
-        let public = PublicKeyComponents::<Vec<u8>>::from(pair.public_key());
-        let (n, e) = (URL_SAFE_NO_PAD.encode(public.n), URL_SAFE_NO_PAD.encode(public.e));
-        let pkcs8 = AsDer::<Pkcs8V1Der<'_>>::as_der(&pair).unwrap();
-        Self {
-            der: AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key())
-                .unwrap()
-                .as_ref()
-                .to_vec(),
-            raw: pair.public_key().as_ref().to_vec(),
-            kid: kid.to_owned(),
-            algorithm: Algorithm::RS256,
-            encoding: EncodingKey::from_rsa_pem(pem("PRIVATE", pkcs8.as_ref()).as_bytes()).unwrap(),
-            jwk: json!({"kty": "RSA", "kid": kid, "alg": "RS256", "n": n, "e": e}),
-        }
-    }
-
-    /// A user's token that says it is signed with the key `kid`.
-    fn token_as(&self, kid: &str) -> String {
-        self.token_with(&json!({"kid": kid}))
-    }
-
-    fn token(&self) -> String {
-        self.token_as(&self.kid)
-    }
-
-    /// A user's token with that in its header besides the algorithm.
-    fn token_with(&self, fields: &Value) -> String {
-        let mut header = json!({"alg": self.algorithm, "typ": "JWT"});
-        header.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        let message = format!("{}.{}", part(&header), part(&relay::claims(Uuid::now_v7())));
-        let signature =
-            jsonwebtoken::crypto::sign(message.as_bytes(), &self.encoding, self.algorithm).unwrap();
-        format!("{message}.{signature}")
-    }
-
-    /// Everything that is public of the key and that somebody may have taken for a secret.
-    fn public_forms(&self) -> Vec<Vec<u8>> {
-        let pem = pem("PUBLIC", &self.der);
-        vec![
-            pem.trim_end().replace('\n', "\r\n").into_bytes(),
-            pem.trim_end().as_bytes().to_vec(),
-            pem.into_bytes(),
-            self.der.clone(),
-            self.raw.clone(),
-            self.jwk.to_string().into_bytes(),
-            json!({"keys": [self.jwk]}).to_string().into_bytes(),
-            serde_json::to_vec_pretty(&self.jwk).unwrap(),
-        ]
-    }
-}
-
-fn part(json: &Value) -> String {
-    URL_SAFE_NO_PAD.encode(json.to_string())
-}
-
-fn pem(kind: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let lines: Vec<_> =
-        text.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN {kind} KEY-----\n{}\n-----END {kind} KEY-----\n", lines.join("\n"))
-}
-
-fn set(signers: &[&Signer]) -> Script {
+pub(crate) fn set(signers: &[&Signer]) -> Script {
     answer(text(signers).as_bytes())
 }
 
@@ -168,7 +30,7 @@ fn text(signers: &[&Signer]) -> String {
     json!({"keys": keys}).to_string()
 }
 
-fn answer(body: &[u8]) -> Script {
+pub(crate) fn answer(body: &[u8]) -> Script {
     Script::answer(200, "content-type: application/json\r\n").raw(body).end()
 }
 
@@ -200,9 +62,9 @@ async fn refuses(verifier: &Verifier, token: &str, reason: &str) {
 /// The longest set in bytes.
 const SET_LEN_MAX: usize = 256 << 10;
 
-const UNKNOWN: &str = "not among the project's";
-const FORGED: &str = "signature is wrong";
-const OTHERWISE: &str = "signed in a way";
+pub(crate) const UNKNOWN: &str = "not among the project's";
+pub(crate) const FORGED: &str = "signature is wrong";
+pub(crate) const OTHERWISE: &str = "signed in a way";
 
 /// Lets that much time pass at once. Sockets take real time, so it is stopped for a moment only, when none is in use.
 async fn pass(seconds: u64) {

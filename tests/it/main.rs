@@ -20,6 +20,7 @@ mod postgrest;
 mod provider;
 mod redis;
 mod relay;
+mod signer;
 mod strace;
 
 mod addresses;
@@ -33,6 +34,7 @@ mod disk;
 mod durability;
 mod faults;
 mod follow;
+mod hostile_tokens;
 mod instances;
 mod key_sets;
 mod keys;

@@ -101,16 +101,29 @@ fn read_claims(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<C
     validation.validate_aud = false;
     validation.required_spec_claims.clear();
     let decoded = jsonwebtoken::decode::<Claims>(token, key, &validation);
-    decoded.map(|token| token.claims).map_err(|error| match error.kind() {
+    let decoded = decoded.map_err(|error| match error.kind() {
         // A signature that is no base64url is damaged, and says nothing of the claims.
         ErrorKind::InvalidSignature | ErrorKind::Base64(_) => invalid(
             "The access token's signature is wrong. It is forged, damaged, or another project's.",
         ),
-        _ => invalid(
-            "The access token lacks a claim that Supabase Auth sets, or has one twice or of the wrong type.",
-        )
-        .with_detail(error),
-    })
+        _ => wrong_claims(error),
+    })?;
+    // A claim that is not read is passed over whatever bytes it has.
+    if !token.split('.').nth(1).is_some_and(is_utf8) {
+        return Err(wrong_claims("it is not UTF-8"));
+    }
+    Ok(decoded.claims)
+}
+
+fn is_utf8(part: &str) -> bool {
+    URL_SAFE_NO_PAD.decode(part).is_ok_and(|bytes| String::from_utf8(bytes).is_ok())
+}
+
+fn wrong_claims(detail: impl std::fmt::Display) -> Error {
+    invalid(
+        "The access token lacks a claim that Supabase Auth sets, or has one twice or of the wrong type, or is no text.",
+    )
+    .with_detail(detail)
 }
 
 fn keys_unavailable() -> Error {
@@ -119,6 +132,9 @@ fn keys_unavailable() -> Error {
 }
 
 /// Refuses what `jsonwebtoken` ignores, and an algorithm that it cannot name, which it takes for a damaged token.
+///
+/// Nothing else in a header counts: keys and addresses of keys that come with a token (`jwk`, `jku`, `x5c`, `x5u`) are
+/// whoever's the token is.
 fn check_header(token: &str) -> Result<(), Error> {
     let header = token.split('.').next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
     let header: Option<serde_json::Map<String, serde_json::Value>> =
@@ -131,10 +147,26 @@ fn check_header(token: &str) -> Result<(), Error> {
             "The access token has critical header extensions, which this relay does not know.",
         ));
     }
-    match header.get("alg").and_then(serde_json::Value::as_str) {
-        Some(algorithm) if algorithm.parse::<Algorithm>().is_err() => Err(signed_otherwise()),
-        _ => Ok(()),
+    let text = |field: &str| header.get(field).and_then(serde_json::Value::as_str);
+    // RFC 7516, section 9: what has an `enc` is encrypted, and its other parts mean something else.
+    let is_encrypted = header.contains_key("enc");
+    if is_encrypted || text("alg").is_some_and(|name| name.parse::<Algorithm>().is_err()) {
+        return Err(signed_otherwise());
     }
+    if text("typ").is_some_and(|kind| !is_access_token(kind)) {
+        return Err(invalid(
+            "That is no access token, but another kind of token: its `typ` says so. Send the session's `access_token`.",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a token says that it is one of those that are sent here: RFC 8725, section 3.11, so that what an issuer signs
+/// for another use with the same key (a logout, a proof of possession) is not taken for a login. Supabase's say `JWT`; `at+jwt` is
+/// RFC 9068's name. Media types have no case, and need no `application/`.
+fn is_access_token(kind: &str) -> bool {
+    let kind = kind.to_ascii_lowercase();
+    matches!(kind.strip_prefix("application/").unwrap_or(&kind), "jwt" | "at+jwt")
 }
 
 fn signed_otherwise() -> Error {
