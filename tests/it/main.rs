@@ -22,6 +22,7 @@ mod redis;
 mod relay;
 mod signer;
 mod strace;
+mod tls;
 
 mod addresses;
 mod auth;
@@ -45,6 +46,7 @@ mod listener;
 mod outages;
 mod postgrest_faults;
 mod prompt;
+mod redirects;
 mod reroll;
 mod restarts;
 mod retries;
