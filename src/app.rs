@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::auth::{KeySet, Verifier};
 use crate::bot::BotSettings;
@@ -14,15 +15,18 @@ use crate::event::Failure;
 use crate::id::call_id;
 use crate::journal::file::JournalFile;
 use crate::journal::memory::MemoryJournal;
-use crate::journal::shared::SharedJournal;
+use crate::journal::shared::{self as shared_journal, SharedJournal};
 use crate::journal::{Journal, Recorder, Records};
 use crate::lifecycle::Tasks;
+use crate::limits::Limits;
 use crate::limits::memory::MemoryLimits;
+use crate::limits::shared::{self as shared_limits, SharedLimits};
 use crate::outage::Outage;
 use crate::outbox_worker;
 use crate::prompt;
 use crate::provider::Providers;
 use crate::recovery;
+use crate::redis_client::Redis;
 use crate::relay::Relay;
 use crate::replay;
 use crate::store::Store;
@@ -59,11 +63,18 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     if let Some(key_set) = &key_set {
         tasks.serve(Arc::clone(key_set).keep_fresh());
     }
-    let journal = open_journal(&config, &file).await?;
+    let instance = call_id();
+    let redis = open_redis(&config)?.map(Arc::new);
+    if let Some(redis) = &redis {
+        let redis = Arc::clone(redis);
+        tasks.serve(async move { redis.keep_connected().await });
+    }
+    let journal = open_journal(&config, &file, redis.clone(), instance).await?;
     let recorder = Recorder::new(Arc::clone(&file) as Arc<dyn Records>);
+    let limits = open_limits(&config, redis, instance);
     let relay = Arc::new(Relay {
         verifier: Verifier::new(config.auth.shared_secret.as_ref(), key_set, config.auth.issuers),
-        limits: Box::new(MemoryLimits::new(config.rate_limit, config.max_streams_per_user)),
+        limits,
         is_durable: !matches!(config.database, Database::Memory) && config.data != Data::Memory,
         recorder,
         outbox: file,
@@ -86,6 +97,8 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     relay.tasks.serve(async move { tasks.fail(recorder.run().await) });
     let journal = Arc::clone(&relay);
     relay.tasks.serve(async move { journal.journal.run().await });
+    let limits = Arc::clone(&relay.limits);
+    relay.tasks.serve(async move { limits.run().await });
     relay.tasks.serve(recovery::end_orphans(Arc::clone(&relay)));
     relay.tasks.serve(outbox_worker::run(Arc::clone(&relay)));
     Ok(relay)
@@ -97,20 +110,37 @@ const LIVE_TIME_BEYOND: Duration = Duration::from_secs(60 * 60);
 /// The file of the data folder that what must survive the process is kept in.
 const JOURNAL_FILE: &str = "journal.db";
 
+/// The Redis that instances share, not connected yet, if there is one.
+pub(crate) fn open_redis(config: &Config) -> Result<Option<Redis>, Error> {
+    let scripts = shared_journal::scripts().into_iter().chain(shared_limits::scripts());
+    config.redis_url.as_ref().map(|url| Redis::new(url, scripts)).transpose()
+}
+
+/// The limits: in memory, and shared with other instances if there is a Redis.
+fn open_limits(config: &Config, redis: Option<Arc<Redis>>, instance: Uuid) -> Arc<dyn Limits> {
+    let local = MemoryLimits::new(config.allowances);
+    match redis {
+        Some(redis) => Arc::new(SharedLimits::new(local, redis, instance)),
+        None => Arc::new(local),
+    }
+}
+
 /// The journal: in memory, and shared with other instances if there is a Redis.
-async fn open_journal(config: &Config, file: &JournalFile) -> Result<Box<dyn Journal>, Error> {
-    let Some(url) = &config.redis_url else { return Ok(Box::new(MemoryJournal::default())) };
+async fn open_journal(
+    config: &Config,
+    file: &JournalFile,
+    redis: Option<Arc<Redis>>,
+    instance: Uuid,
+) -> Result<Box<dyn Journal>, Error> {
+    let Some(redis) = redis else { return Ok(Box::new(MemoryJournal::default())) };
     if matches!(config.database, Database::Sqlite(_) | Database::Memory) {
         tracing::warn!(
             "RELAY_REDIS_URL is for several relays before one database, and this one's database is its own"
         );
     }
-    let instance = call_id();
     let predecessor = file.hand_over(instance).await?;
     let live_time = config.times.generation + LIVE_TIME_BEYOND;
-    let journal = SharedJournal::new(url, instance, live_time, predecessor)
-        .map_err(|error| Error::internal(format!("RELAY_REDIS_URL cannot be used: {error}")))?;
-    Ok(Box::new(journal))
+    Ok(Box::new(SharedJournal::new(redis, instance, live_time, predecessor)))
 }
 
 fn open_file(data: &Data) -> Result<JournalFile, Error> {

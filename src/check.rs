@@ -8,7 +8,6 @@ use uuid::Uuid;
 use crate::auth::{Principal, Verifier};
 use crate::config::{Config, Database, Mode};
 use crate::error::{Code, Error};
-use crate::journal::shared::SharedJournal;
 use crate::provider::KeyCheck;
 use crate::store::{Cursor, Store};
 use crate::{app, clock, dev};
@@ -133,8 +132,8 @@ async fn check_store<W: Write>(
 }
 
 async fn check_redis<W: Write>(config: &Config, findings: &mut Findings<W>) {
-    let Some(url) = &config.redis_url else { return };
-    match SharedJournal::check(url).await {
+    let Some(redis) = findings.of("redis", app::open_redis(config)).flatten() else { return };
+    match redis.try_once().await {
         Ok(()) => findings.ok("redis", "it answers, and takes what it is told"),
         Err(error) => findings.wrong(
             "redis",

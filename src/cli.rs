@@ -214,7 +214,7 @@ async fn serve_until_signal(mut config: Config, limits: listener::Limits) -> Res
         .map(|secret| dev::welcome(&config, &secret, address, clock::now()))
         .transpose()?;
 
-    let origins = config.origins.clone();
+    let (origins, proxies) = (config.origins.clone(), config.trusted_proxies.clone());
     let relay = app::build(config).await?;
     info!(addr = %address, durable = relay.is_durable, "listening");
     if let Some(welcome) = welcome {
@@ -230,7 +230,7 @@ async fn serve_until_signal(mut config: Config, limits: listener::Limits) -> Res
         relay.journal.close().await;
         closing.cancel();
     };
-    let router = http::router(Arc::clone(&relay), origins);
+    let router = http::router(Arc::clone(&relay), origins, proxies);
     let served = async {
         tokio::join!(listener::serve(socket, router, limits, closing.clone()), until_signal);
     };

@@ -38,8 +38,6 @@ pub(crate) struct Generation {
     pub(crate) shows_reasoning: bool,
     /// Whether it was begun by the two-step reroll, whose client knows the variant as the alternative.
     pub(crate) is_announced: bool,
-    /// Leave to run, given back when the generation has been saved.
-    pub(crate) permit: Permit,
 }
 
 /// Why a generation ends.
@@ -54,9 +52,10 @@ enum Ending {
     Lost,
 }
 
-/// Runs a generation to its end. When this returns, its text is saved and its followers have been told.
-pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
-    let Generation { start, write_token, call, shows_reasoning, is_announced, permit } = generation;
+/// Runs a generation to its end. When this returns, its text is saved and its followers have been told. `permit` is given
+/// back in between.
+pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, writer: Writer) {
+    let Generation { start, write_token, call, shows_reasoning, is_announced } = generation;
     writer.open(start.clone());
     // A bug must end one answer and not the relay, and must not leave a variant that streams for ever.
     let streamed =
@@ -73,7 +72,7 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, writer: Writer) {
     let (conclusion, unread) = conclude(ending, usage, is_announced);
     let end = ending::settle(relay, &writer, write_token, &conclusion).await;
     // Whoever sees the end may ask for the next answer at once.
-    drop(permit);
+    permit.give_back().await;
     match end {
         Some(end) => writer.end(end),
         None => writer.lose(),

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, FromRedisValue, Pipeline};
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
+
+use crate::error::Error;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -75,10 +78,15 @@ impl Redis {
     ///
     /// # Errors
     /// If that is no address of a Redis.
-    pub(crate) fn new(url: &str, scripts: &[&Script]) -> Result<Self, redis::RedisError> {
+    pub(crate) fn new(
+        url: &SecretString,
+        scripts: impl IntoIterator<Item = &'static Script>,
+    ) -> Result<Self, Error> {
         let link = watch::Sender::new(Link { connection: None, since: Instant::now() });
-        let scripts = scripts.iter().map(|script| script.source).collect();
-        Ok(Self { client: Client::open(url)?, scripts, link })
+        let scripts = scripts.into_iter().map(|script| script.source).collect();
+        let unusable = |error| Error::internal(format!("RELAY_REDIS_URL cannot be used: {error}"));
+        let client = Client::open(url.expose_secret()).map_err(unusable)?;
+        Ok(Self { client, scripts, link })
     }
 
     /// Keeps it connected for as long as this is polled.

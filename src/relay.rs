@@ -22,7 +22,7 @@ pub struct Relay {
     /// Who is asking.
     pub verifier: Verifier,
     /// How much they may ask for.
-    pub limits: Box<dyn Limits>,
+    pub limits: Arc<dyn Limits>,
     /// Where stories are.
     pub store: Box<dyn Store>,
     /// Whether the database answered when it was last asked, and when that was.

@@ -21,7 +21,8 @@ use crate::event::{BotRef, Start};
 use crate::generation::{self, Generation};
 use crate::id::{BotId, StreamId};
 use crate::journal::{self, Claim, Ended, Log, Opening, Writer};
-use crate::limits::Permit;
+use crate::limits;
+use crate::outbox::Name;
 use crate::own_key;
 use crate::prompt::{self, Additions};
 use crate::provider::{Call, Request};
@@ -111,15 +112,24 @@ async fn claim(
 }
 
 async fn run(relay: Arc<Relay>, caller: Principal, turn: Turn, writer: Writer) {
-    let admitted = saving::has_room(&relay).and_then(|()| relay.limits.admit(&caller));
-    let opened = match admitted {
-        Ok(permit) => open(&relay, &caller, turn, &writer, permit).await,
+    let admitted = match saving::has_room(&relay) {
+        Ok(()) => limits::admit(&relay.limits, &caller, Name::of(writer.log())).await,
         Err(error) => Err(error),
     };
-    match opened {
-        Ok(Opened::New(generation)) => generation::run(&relay, *generation, writer).await,
-        Ok(Opened::Over(ended)) => writer.replay(*ended),
-        Err(error) => writer.refuse(error),
+    let permit = match admitted {
+        Ok(permit) => permit,
+        Err(error) => return writer.refuse(error),
+    };
+    match open(&relay, &caller, turn, &writer).await {
+        Ok(Opened::New(generation)) => generation::run(&relay, *generation, permit, writer).await,
+        Ok(Opened::Over(ended)) => {
+            permit.give_back().await;
+            writer.replay(*ended);
+        }
+        Err(error) => {
+            permit.give_back().await;
+            writer.refuse(error);
+        }
     }
 }
 
@@ -133,7 +143,6 @@ async fn open(
     caller: &Principal,
     turn: Turn,
     writer: &Writer,
-    permit: Permit,
 ) -> Result<Opened, Error> {
     let begin = turn.begin(writer, relay.times.expiry(clock::now()))?;
     // First of all, so that whatever happens from here on somebody can end what was begun.
@@ -181,7 +190,6 @@ async fn open(
         call,
         shows_reasoning,
         is_announced,
-        permit,
     })))
 }
 

@@ -38,7 +38,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("use aws_lc_rs", &["src/auth/jwks/"]),
     ("rustix", &["src/journal/file/"]),
     ("rusqlite", &["src/journal/file/", "src/sqlite/", "src/store/sqlite/"]),
-    ("redis", &["src/journal/shared/", "src/redis_client.rs"]),
+    ("redis", &["src/journal/shared/", "src/limits/shared/", "src/redis_client.rs"]),
     ("tokio_postgres", &["src/migrate/", "src/store/functions/postgres"]),
     ("deadpool_postgres", &["src/store/functions/postgres.rs"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),

@@ -14,8 +14,8 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::auth::{Issuers, SECRET_LEN_MIN, SharedSecret};
-use crate::http::Origins;
-use crate::limits::Rate;
+use crate::http::{Origins, Proxies};
+use crate::limits::{Allowance, Allowances, Rate};
 use crate::provider::{Added, UpstreamAllow, key_variable, known_names};
 use crate::relay::Times;
 use crate::seal::MasterKeys;
@@ -56,10 +56,11 @@ pub struct Config {
     pub master_keys: Option<MasterKeys>,
     /// What `custom` addresses may reach. `RELAY_UPSTREAM_ALLOW`.
     pub upstream_allow: UpstreamAllow,
-    /// Requests of one user. `RELAY_RATE_LIMIT`.
-    pub rate_limit: Rate,
-    /// Generations of one user at once. `RELAY_MAX_STREAMS_PER_USER`.
-    pub max_streams_per_user: usize,
+    /// What everybody may ask for. `RELAY_RATE_LIMIT`, `RELAY_MAX_STREAMS_PER_USER`, the same of anonymous users, and
+    /// `RELAY_ADDRESS_RATE_LIMIT`.
+    pub allowances: Allowances,
+    /// Who says truly for whom they ask. `RELAY_TRUSTED_PROXIES`.
+    pub trusted_proxies: Proxies,
     /// How long things may take.
     pub times: Times,
     /// The Redis that several instances share.
@@ -148,9 +149,8 @@ impl Config {
             providers,
             master_keys: reader.master_keys(),
             upstream_allow: reader.upstream_allow(),
-            rate_limit: reader
-                .rate("RELAY_RATE_LIMIT", Rate { requests: 60, window: Duration::from_secs(60) }),
-            max_streams_per_user: reader.at_least_one("RELAY_MAX_STREAMS_PER_USER", 4),
+            allowances: allowances(&mut reader),
+            trusted_proxies: reader.trusted_proxies(),
             times: times(&mut reader),
             redis_url: reader.redis_url(),
             data,
@@ -188,6 +188,23 @@ fn default_listen(mode: Mode) -> SocketAddr {
         Mode::Dev => SocketAddr::from(([127, 0, 0, 1], 8080)),
         Mode::Serve => SocketAddr::from(([0, 0, 0, 0], 8080)),
     }
+}
+
+fn allowances(reader: &mut Reader<'_>) -> Allowances {
+    let a_minute = |requests| Rate { requests, window: Duration::from_secs(60) };
+    let users = Allowance {
+        rate: reader.rate("RELAY_RATE_LIMIT", a_minute(60)),
+        streams: reader.at_least_one("RELAY_MAX_STREAMS_PER_USER", 4),
+    };
+    // Half of it, unless the operator knows better: they can read and write, and an account more costs nothing.
+    let half_rate = Rate { requests: users.rate.requests.div_ceil(2), ..users.rate };
+    let anonymous = Allowance {
+        rate: reader.rate("RELAY_ANONYMOUS_RATE_LIMIT", half_rate),
+        streams: reader
+            .at_least_one("RELAY_ANONYMOUS_MAX_STREAMS_PER_USER", users.streams.div_ceil(2)),
+    };
+    // Ten readers behind one address, each as busy as they may be.
+    Allowances { users, anonymous, address: reader.rate("RELAY_ADDRESS_RATE_LIMIT", a_minute(600)) }
 }
 
 fn times(reader: &mut Reader<'_>) -> Times {

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::{Data, Database, Mode};
-use crate::http::{Origins, is_loopback};
+use crate::http::{Origins, Proxies, is_loopback};
 use crate::limits::Rate;
 use crate::provider::{Added, UpstreamAllow};
 use crate::seal::MasterKeys;
@@ -215,6 +215,20 @@ impl<'a> Reader<'a> {
             }
         }
         allow
+    }
+
+    /// The networks of proxies that are believed.
+    pub(super) fn trusted_proxies(&mut self) -> Proxies {
+        let mut networks = Vec::new();
+        for entry in self.list("RELAY_TRUSTED_PROXIES") {
+            match network(&entry) {
+                Some(network) => networks.push(network),
+                None => self.faults.push(format!(
+                    "RELAY_TRUSTED_PROXIES has `{entry}`. It must be a network like 10.0.0.0/8, or an address."
+                )),
+            }
+        }
+        Proxies(networks)
     }
 
     pub(super) fn origins(&mut self, mode: Mode) -> Origins {

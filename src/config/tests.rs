@@ -24,6 +24,10 @@ fn file(config: &Config) -> Option<&Path> {
     }
 }
 
+fn a_minute(requests: u32) -> Rate {
+    Rate { requests, window: Duration::from_secs(60) }
+}
+
 #[test]
 fn dev_needs_nothing() {
     let config = read(Mode::Dev, &[]).unwrap();
@@ -31,7 +35,7 @@ fn dev_needs_nothing() {
     assert_eq!(file(&config), Some(Path::new("./relay-data/relay.db")));
     assert_eq!(config.auth.issuers, Issuers::Any);
     assert!(config.origins.allow("http://localhost:5173"));
-    assert_eq!(config.rate_limit, Rate { requests: 60, window: Duration::from_secs(60) });
+    assert_eq!(config.allowances.users.rate, a_minute(60));
 }
 
 #[test]
@@ -124,6 +128,10 @@ fn every_fault_is_listed_at_once() {
         ("RELAY_MASTER_KEYS", "k1,k2:AQEB"),
         ("RELAY_UPSTREAM_ALLOW", "10.0.0.0/8,300.0.0.0/8,a b"),
         ("RELAY_RATE_LIMIT", "0/min"),
+        ("RELAY_ANONYMOUS_RATE_LIMIT", "60"),
+        ("RELAY_ANONYMOUS_MAX_STREAMS_PER_USER", "none"),
+        ("RELAY_ADDRESS_RATE_LIMIT", "60/day"),
+        ("RELAY_TRUSTED_PROXIES", "10.0.0.0/8,proxy.internal"),
         ("RELAY_MAX_STREAMS_PER_USER", "-1"),
         ("RELAY_TOKENS_PER_DAY", "5"),
         ("RELAY_DETACHED_GRACE", "soon"),
@@ -135,6 +143,24 @@ fn every_fault_is_listed_at_once() {
         assert!(faults.iter().any(|fault| fault.contains(name)), "{name} in {faults:#?}");
     }
     assert_eq!(faults.len(), wrong.len() + 2 + 4 + 1 + 1, "{faults:#?}");
+}
+
+#[test]
+fn anonymous_users_have_half_of_what_others_have_unless_that_is_set() {
+    let allowances = |variables: &[(&str, &str)]| read(Mode::Dev, variables).unwrap().allowances;
+    let usual = allowances(&[]);
+    assert_eq!((usual.users.streams, usual.anonymous.streams), (4, 2));
+    assert_eq!((usual.anonymous.rate, usual.address), (a_minute(30), a_minute(600)));
+    let few = allowances(&[("RELAY_RATE_LIMIT", "1/s"), ("RELAY_MAX_STREAMS_PER_USER", "1")]);
+    assert_eq!(few.anonymous, few.users);
+    let set = [
+        ("RELAY_ANONYMOUS_RATE_LIMIT", "70/min"),
+        ("RELAY_ANONYMOUS_MAX_STREAMS_PER_USER", "1"),
+        ("RELAY_ADDRESS_RATE_LIMIT", "80/min"),
+    ];
+    let set = allowances(&set);
+    assert_eq!((set.anonymous.rate, set.anonymous.streams), (a_minute(70), 1));
+    assert_eq!((set.users, set.address), (usual.users, a_minute(80)));
 }
 
 #[test]

@@ -18,6 +18,10 @@ use crate::relay::Relay;
 pub(super) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
+/// What the quotas are called in them: requests of a user, and of an address.
+pub(super) const REQUESTS: &str = "requests";
+pub(super) const ADDRESS: &str = "address";
+
 /// Lets a request pass that has a valid token and is within its user's rate. Handlers take the caller as an argument.
 pub(super) async fn authenticate(
     State(relay): State<Arc<Relay>>,
@@ -32,14 +36,14 @@ pub(super) async fn authenticate(
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };
-    let (quota, mut response) = match relay.limits.check(&caller) {
+    let (quota, mut response) = match relay.limits.check(&caller).await {
         Ok(quota) => {
             request.extensions_mut().insert(caller.clone());
             (quota, next.run(request).await)
         }
         Err((quota, error)) => (quota, error.into_response()),
     };
-    announce(&quota, response.headers_mut());
+    announce(REQUESTS, &quota, response.headers_mut());
     // For the line of log.
     response.extensions_mut().insert(caller);
     response
@@ -70,12 +74,13 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Error> {
     }
 }
 
-fn announce(quota: &Quota, headers: &mut HeaderMap) {
+/// Says what is left of a quota, and of which.
+pub(super) fn announce(policy: &str, quota: &Quota, headers: &mut HeaderMap) {
     let (requests, window) = (quota.rate.requests, quota.rate.window.as_secs());
     let resets_in = quota.resets_in.as_secs_f64().ceil();
     let fields = [
-        (RATELIMIT_POLICY, format!("\"requests\";q={requests};w={window}")),
-        (RATELIMIT, format!("\"requests\";r={};t={resets_in}", quota.remaining)),
+        (RATELIMIT_POLICY, format!("\"{policy}\";q={requests};w={window}")),
+        (RATELIMIT, format!("\"{policy}\";r={};t={resets_in}", quota.remaining)),
     ];
     for (name, value) in fields {
         if let Ok(value) = HeaderValue::from_str(&value) {

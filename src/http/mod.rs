@@ -3,6 +3,7 @@
 //! A face decodes, calls the spine or the store, and encodes. It never talks to a provider, and no other module knows
 //! an HTTP type.
 
+mod address;
 mod authenticate;
 mod bots;
 mod conversations;
@@ -28,6 +29,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::{Code, Error};
 use crate::relay::Relay;
+pub use address::Proxies;
 pub use cors::Origins;
 pub(crate) use cors::is_loopback;
 
@@ -35,7 +37,8 @@ pub(crate) use cors::is_loopback;
 pub const BODY_LEN_MAX: usize = 4 << 20;
 
 /// All routes, with everything that surrounds them.
-pub fn router(relay: Arc<Relay>, origins: Origins) -> Router {
+pub fn router(relay: Arc<Relay>, origins: Origins, proxies: Proxies) -> Router {
+    let gate = address::Gate { relay: Arc::clone(&relay), proxies: Arc::new(proxies) };
     // Everything that belongs to somebody. Whoever adds a route here cannot forget to ask who is calling.
     let personal = Router::new()
         .route("/v1/stream", post(stream::start))
@@ -56,7 +59,8 @@ pub fn router(relay: Arc<Relay>, origins: Origins) -> Router {
         .route("/v1/keys", get(keys::list).post(keys::put))
         .route("/v1/keys/{id}", axum::routing::delete(keys::delete))
         .route("/auth/test", get(operations::auth_test))
-        .route_layer(from_fn_with_state(Arc::clone(&relay), authenticate::authenticate));
+        .route_layer(from_fn_with_state(Arc::clone(&relay), authenticate::authenticate))
+        .route_layer(from_fn_with_state(gate, address::limit));
 
     // A request passes these from the bottom up.
     Router::new()

@@ -1,15 +1,28 @@
-//! How much one user, and all together, may ask for.
+//! How much one address, one user, and all together, may ask for.
 //!
 //! The port is [`Limits`]: requests in a window of time, and generations at once. Leave to run a generation is a
 //! [`Permit`]; dropping it gives it back, so it cannot be forgotten on any way out.
+//!
+//! Whatever several relays count together, each counts for itself as well (`memory.rs`), and goes by that while it cannot
+//! ask (`shared/`).
 
 pub mod memory;
+mod permit;
+mod refusal;
+mod running;
+pub mod shared;
+mod windows;
 
-use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
+
+use async_trait::async_trait;
 
 use crate::auth::Principal;
 use crate::error::Error;
+use crate::outbox::Name;
+
+pub use permit::{Permit, admit};
 
 /// A number of requests in a window of time, written `60/min`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +33,7 @@ pub struct Rate {
     pub window: Duration,
 }
 
-/// What is left of a user's requests, as the `RateLimit` fields say it.
+/// What is left of somebody's requests, as the `RateLimit` fields say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     /// What there is in all.
@@ -31,44 +44,66 @@ pub struct Quota {
     pub resets_in: Duration,
 }
 
-/// Leave to run one generation.
-pub struct Permit {
-    /// Absent once it has been called.
-    give_back: Option<Box<dyn FnOnce() + Send>>,
+/// What one user may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Requests.
+    pub rate: Rate,
+    /// Generations at once.
+    pub streams: usize,
 }
 
-impl Permit {
-    /// A permit that calls `give_back` when it is dropped.
-    pub fn new(give_back: impl FnOnce() + Send + 'static) -> Self {
-        Self { give_back: Some(Box::new(give_back)) }
+/// What everybody may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowances {
+    /// Users who signed in.
+    pub users: Allowance,
+    /// Users who did so without any credential: whoever likes has as many of them as they like.
+    pub anonymous: Allowance,
+    /// One address, whoever asks from there, before that is known.
+    pub address: Rate,
+}
+
+impl Allowances {
+    /// What the caller may ask for.
+    #[must_use]
+    pub fn of(&self, caller: &Principal) -> Allowance {
+        if caller.is_anonymous() { self.anonymous } else { self.users }
     }
 }
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if let Some(give_back) = self.give_back.take() {
-            give_back();
-        }
-    }
-}
-
-impl fmt::Debug for Permit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Permit")
-    }
-}
+/// One request too many: it was not counted, and the quota says until when.
+pub type TooMany = (Quota, Error);
 
 /// The limits, as the relay sees them.
+#[async_trait]
 pub trait Limits: Send + Sync + 'static {
+    /// Counts one request from that address, which stands for all that one customer has.
+    ///
+    /// # Errors
+    /// `RateLimited` with the time to wait if that is one too many.
+    async fn check_address(&self, address: IpAddr) -> Result<Quota, TooMany>;
+
     /// Counts one request of the user.
     ///
     /// # Errors
-    /// `RateLimited` with the time to wait if that is one too many; it is not counted then. The quota comes along.
-    fn check(&self, caller: &Principal) -> Result<Quota, (Quota, Error)>;
+    /// As [`Limits::check_address`].
+    async fn check(&self, caller: &Principal) -> Result<Quota, TooMany>;
 
-    /// Leave to run one generation of the user.
+    /// Counts one more running generation of the user. [`admit`] is how it is not forgotten.
     ///
     /// # Errors
     /// `TooManyStreams` if the user runs as many as allowed; `Overloaded` if the whole process does.
-    fn admit(&self, caller: &Principal) -> Result<Permit, Error>;
+    async fn enter(&self, caller: &Principal, name: &Name) -> Result<(), Error>;
+
+    /// Counts it no more. When this has returned, there is room for another one.
+    async fn leave(&self, name: &Name);
+
+    /// Counts it no more, soon: for those who cannot wait.
+    fn leave_soon(&self, name: Name);
+
+    /// Does what is to be done soon, and keeps in touch with others, for as long as it is polled.
+    async fn run(&self) {
+        std::future::pending::<()>().await;
+    }
 }

@@ -1,9 +1,13 @@
 //! How much one user may ask for, and that it does not cost another.
 
+use futures_util::future::join_all;
+use http::Method;
 use serde_json::json;
+use tokio::time::Instant;
 
-use crate::provider::{Gate, Provider, Script};
-use crate::relay::TestRelay;
+use crate::provider::{Gate, PATIENCE, Provider, Script};
+use crate::redis::Pair;
+use crate::relay::{Answer, TestRelay, User};
 
 #[tokio::test]
 async fn sixty_requests_a_minute_and_then_none() {
@@ -72,4 +76,181 @@ async fn attaching_to_a_running_answer_needs_no_leave() {
     first.done().await;
     second.done().await;
     relay.finish().await;
+}
+
+#[tokio::test]
+async fn anonymous_users_have_limits_of_their_own() {
+    let provider = Provider::start().await;
+    let gate = Gate::new();
+    provider.always(Script::new().token("x").gate(&gate).finish("stop").done());
+    let relay = TestRelay::with(&provider)
+        .env("RELAY_ANONYMOUS_RATE_LIMIT", "3/min")
+        .env("RELAY_ANONYMOUS_MAX_STREAMS_PER_USER", "1")
+        .start()
+        .await;
+    let anonymous = relay.anonymous();
+    anonymous.bot(json!({})).await;
+    let mut reading = anonymous.stream(json!({"input": "Go."})).await;
+    let body = json!({"input": "Go."});
+    anonymous.post("/v1/stream", &body).await.refused(429, "too_many_streams");
+    let answer = anonymous.post("/v1/stream", &body).await;
+    answer.refused(429, "rate_limited");
+    assert_eq!(answer.headers["ratelimit-policy"], "\"requests\";q=3;w=60");
+    let signed_in = relay.user().await;
+    let mut two = [signed_in.stream(body.clone()).await, signed_in.stream(body).await];
+    gate.open();
+    reading.done().await;
+    two[0].done().await;
+    two[1].done().await;
+    relay.finish().await;
+}
+
+/// Asks as a proxy does that heard of `client` from somebody.
+async fn ask_for(relay: &TestRelay, client: &str) -> Answer {
+    let request = relay.client().get(relay.url("/v1/bots")).header("x-forwarded-for", client);
+    Answer::of(request.send().await.unwrap()).await
+}
+
+#[tokio::test]
+async fn an_address_has_its_limit_before_anybody_is_known() {
+    let provider = Provider::start().await;
+    let relay = TestRelay::with(&provider)
+        .env("RELAY_ADDRESS_RATE_LIMIT", "2/min")
+        .env("RELAY_TRUSTED_PROXIES", "127.0.0.0/8")
+        .start()
+        .await;
+    // What stands before the address that the proxy adds is the client's own word.
+    for word in ["", "198.51.100.1, "] {
+        ask_for(&relay, &format!("{word}203.0.113.7")).await.refused(401, "missing_token");
+    }
+    let answer = ask_for(&relay, "198.51.100.2, 203.0.113.7").await;
+    answer.refused(429, "rate_limited");
+    let wait: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait), "{wait}");
+    assert_eq!(answer.headers["ratelimit-policy"], "\"address\";q=2;w=60");
+    assert_eq!(answer.headers["ratelimit"], format!("\"address\";r=0;t={wait}"));
+
+    // A customer of IPv6 has a network, not an address.
+    for host in 1..=2 {
+        ask_for(&relay, &format!("2001:db8:0:1::{host}")).await.refused(401, "missing_token");
+    }
+    ask_for(&relay, "2001:db8:0:1:ffff::1").await.refused(429, "rate_limited");
+    ask_for(&relay, "2001:db8:0:2::1").await.refused(401, "missing_token");
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn nobody_says_where_he_comes_from_but_a_proxy_that_is_named() {
+    let provider = Provider::start().await;
+    let relay = TestRelay::with(&provider).env("RELAY_ADDRESS_RATE_LIMIT", "1/min").start().await;
+    for _ in 0..3 {
+        // Else one user could use up another's.
+        ask_for(&relay, "203.0.113.7").await.refused(401, "missing_token");
+    }
+    relay.finish().await;
+}
+
+/// How many of `count` requests of a user, made at once at each relay, are served.
+async fn served(users: &[&User], count: usize) -> usize {
+    let asked = users.iter().flat_map(|user| (0..count).map(|_| user.get("/v1/bots")));
+    let answers = join_all(asked).await;
+    for answer in answers.iter().filter(|answer| answer.status != 200) {
+        answer.refused(429, "rate_limited");
+    }
+    answers.iter().filter(|answer| answer.status == 200).count()
+}
+
+#[tokio::test]
+async fn two_relays_count_a_users_requests_together() {
+    let provider = Provider::start().await;
+    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_RATE_LIMIT", "20/min")).await;
+    let here = pair.first.stranger();
+    let there = pair.second.same(&here);
+    assert_eq!(served(&[&here, &there], 40).await, 20);
+    let left = there.get("/v1/bots").await.headers["ratelimit"].to_str().unwrap().to_owned();
+    assert!(left.starts_with("\"requests\";r=0;"), "{left}");
+    assert_eq!(served(&[&pair.second.stranger()], 21).await, 20);
+    let Pair { first, second, .. } = pair;
+    first.finish_without_users().await;
+    second.finish_without_users().await;
+}
+
+#[tokio::test]
+async fn with_redis_gone_each_relay_goes_on_from_what_it_knows() {
+    let provider = Provider::start().await;
+    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_RATE_LIMIT", "20/min")).await;
+    let here = pair.first.stranger();
+    let there = pair.second.same(&here);
+    assert_eq!(served(&[&there], 8).await, 8);
+    assert_eq!(served(&[&here], 1).await, 1);
+    pair.redis.cutter.shut();
+    pair.first.says("\"redis\":\"down\"").await;
+    pair.second.says("\"redis\":\"down\"").await;
+    assert_eq!(served(&[&here], 40).await, 11, "it had heard of nine");
+    assert_eq!(served(&[&there], 40).await, 12, "it had heard of eight");
+    assert_eq!(pair.first.log().matches("redis is away").count(), 1);
+    pair.redis.cutter.open();
+    pair.first.is_in_touch().await;
+    pair.second.is_in_touch().await;
+    let new = pair.first.stranger();
+    assert_eq!(served(&[&new, &pair.second.same(&new)], 40).await, 20, "and they agree again");
+    let Pair { first, second, .. } = pair;
+    first.finish_without_users().await;
+    second.finish_without_users().await;
+}
+
+/// It takes what it is sent and says nothing, for longer than any test waits.
+#[tokio::test]
+async fn a_redis_that_hangs_keeps_nobody_waiting() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&["text"]));
+    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_RATE_LIMIT", "20/min")).await;
+    pair.redis.call::<()>(&["CLIENT", "PAUSE", "600000", "ALL"]);
+    assert_eq!(served(&[&pair.first.stranger()], 40).await, 20);
+    pair.first.says("\"redis\":\"down\"").await;
+    pair.user.told(pair.story, "Go.").await;
+    let Pair { first, second, .. } = pair;
+    first.finish_without_users().await;
+    second.finish_without_users().await;
+}
+
+#[tokio::test]
+async fn two_relays_count_running_answers_together_and_forget_those_of_a_killed_one() {
+    let provider = Provider::start().await;
+    let gate = Gate::new();
+    provider.always(Script::new().token("x").gate(&gate).finish("stop").done());
+    let mut pair =
+        Pair::start_with(&provider, |relay| relay.env("RELAY_MAX_STREAMS_PER_USER", "2")).await;
+    let body = json!({"input": "Go."});
+    let mut here = pair.user.stream(body.clone()).await;
+    let mut there = pair.away.stream(body.clone()).await;
+    here.until("token").await;
+    there.until("token").await;
+    for user in [&pair.user, &pair.away] {
+        user.post("/v1/stream", &body).await.refused(429, "too_many_streams");
+    }
+    pair.first.kill().await;
+    let since = Instant::now();
+    let mut third = loop {
+        let request = pair.away.request(Method::POST, "/v1/stream").body(body.to_string());
+        let response = request.send().await.unwrap();
+        if response.status() == 200 {
+            break crate::client::Reading::new(response);
+        }
+        Answer::of(response).await.refused(429, "too_many_streams");
+        assert!(since.elapsed() < PATIENCE, "what a killed relay ran is counted for ever");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    pair.away.post("/v1/stream", &body).await.refused(429, "too_many_streams");
+    gate.open();
+    there.done().await;
+    third.done().await;
+    // A place is free at once when its answer has ended.
+    for _ in 0..5 {
+        let mut two = [pair.away.stream(body.clone()).await, pair.away.stream(body.clone()).await];
+        two[0].done().await;
+        two[1].done().await;
+    }
+    pair.first.start_again().await;
+    pair.finish().await;
 }

@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use http::Method;
 use serde_json::json;
 use storytellr_relay::config::{Config, Mode};
+use storytellr_relay::http::Proxies;
 use storytellr_relay::http::listener::{self, Limits};
 use storytellr_relay::{app, http as face};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -61,7 +62,7 @@ impl Here {
         };
         let config = Config::from_env(Mode::Serve, setting).unwrap();
         let origins = config.origins.clone();
-        let router = face::router(app::build(config).await.unwrap(), origins);
+        let router = face::router(app::build(config).await.unwrap(), origins, Proxies::default());
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let closing = CancellationToken::new();

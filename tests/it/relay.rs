@@ -109,6 +109,14 @@ impl TestRelay {
         self.user_of(Uuid::now_v7())
     }
 
+    /// A new user who signed in without any credential.
+    pub(crate) fn anonymous(&self) -> User {
+        let user = self.stranger();
+        let mut claims = claims(user.id);
+        claims["is_anonymous"] = true.into();
+        User { token: token(&claims), ..user }
+    }
+
     /// A new user with a bot at the provider `scripted`.
     pub(crate) async fn user(&self) -> User {
         let user = self.stranger();

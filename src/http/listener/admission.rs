@@ -39,7 +39,7 @@ impl Admission {
         if free == 0 {
             return None;
         }
-        let address = address(peer);
+        let address = customer(peer);
         if let Some(address) = address {
             let of_address = taken.by_address.get(&address).copied().unwrap_or(0);
             if of_address >= free {
@@ -94,7 +94,7 @@ impl Drop for Place {
 }
 
 /// What counts as one address: an IPv4 address, or the /64 that one customer has of IPv6. `None`: not of the internet.
-fn address(peer: IpAddr) -> Option<IpAddr> {
+pub(in crate::http) fn customer(peer: IpAddr) -> Option<IpAddr> {
     match peer.to_canonical() {
         IpAddr::V4(v4) if is_local_v4(v4) => None,
         IpAddr::V6(v6) if is_local_v6(v6) => None,
@@ -167,8 +167,11 @@ mod tests {
 
     #[test]
     fn a_customer_of_ipv6_is_one_address() {
-        assert_eq!(address(ip("2001:db8:0:1::1")), address(ip("2001:db8:0:1:ffff:ffff:ffff:ffff")));
-        assert_ne!(address(ip("2001:db8:0:1::1")), address(ip("2001:db8:0:2::1")));
+        assert_eq!(
+            customer(ip("2001:db8:0:1::1")),
+            customer(ip("2001:db8:0:1:ffff:ffff:ffff:ffff"))
+        );
+        assert_ne!(customer(ip("2001:db8:0:1::1")), customer(ip("2001:db8:0:2::1")));
     }
 
     #[test]

@@ -22,11 +22,11 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::debug;
 
-use super::Limits;
 use super::admission::Place;
 use super::body::{RequestBody, ResponseBody, Room};
 use super::socket::Socket;
 use super::stream::StreamExecutor;
+use super::{Limits, Peer};
 
 /// Headers at most, in number and together in bytes: an access token of 16 KiB and as much again.
 const HEADERS_MAX: usize = 64;
@@ -78,10 +78,11 @@ impl Server {
     }
 
     /// Starts to serve a connection, which keeps `place` until it ends.
-    pub(super) fn serve(&self, socket: TcpStream, place: Place) {
+    pub(super) fn serve(&self, socket: TcpStream, peer: Peer, place: Place) {
         let activity = Arc::new(Activity::new());
         let service = Service {
             router: self.router.clone(),
+            peer,
             room: self.room.clone(),
             body_patience: self.limits.body,
             activity: Arc::clone(&activity),
@@ -231,6 +232,7 @@ impl Drop for InFlight {
 /// Hands the requests of one connection to the router.
 struct Service {
     router: Router,
+    peer: Peer,
     room: Room,
     body_patience: Duration,
     activity: Arc<Activity>,
@@ -243,9 +245,10 @@ impl hyper::service::Service<Request<Incoming>> for Service {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let in_flight = InFlight::begin(&self.activity);
-        let request = request.map(|incoming| {
+        let mut request = request.map(|incoming| {
             Body::new(RequestBody::new(incoming, self.room.clone(), self.body_patience))
         });
+        request.extensions_mut().insert(self.peer);
         let response = self.router.clone().oneshot(request);
         Box::pin(async move { Ok(response.await?.map(|body| ResponseBody::new(body, in_flight))) })
     }

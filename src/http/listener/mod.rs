@@ -12,7 +12,7 @@ mod socket;
 mod stream;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use admission::Admission;
+pub(super) use admission::customer;
 pub(super) use body::Unread;
 use connection::Server;
 use seldom::Seldom;
@@ -50,6 +51,10 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// without a word: a flood must not become one of tasks.
 const TURNED_AWAY_MAX: usize = 256;
 const TURNING_AWAY_TIME: Duration = Duration::from_secs(1);
+
+/// Who is at the other end of the connection that a request came by, as each request says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) IpAddr);
 
 /// What a client may do before it costs it its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +160,7 @@ struct Door {
 impl Door {
     fn take(&mut self, socket: TcpStream, peer: SocketAddr) {
         if let Some(place) = self.admission.admit(peer.ip()) {
-            self.server.serve(socket, place);
+            self.server.serve(socket, Peer(peer.ip()), place);
             return;
         }
         if let Some(times) = self.refusals.tell() {

@@ -60,17 +60,16 @@ struct Scripts {
     take: Script,
 }
 
-impl Scripts {
-    fn all(&self) -> [&Script; 3] {
-        [&self.claim, &self.append, &self.take]
-    }
-}
-
 static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
     claim: Script::new(include_str!("scripts/claim.lua")),
     append: Script::new(include_str!("scripts/append.lua")),
     take: Script::new(include_str!("scripts/take.lua")),
 });
+
+/// What Redis has to be taught for this journal.
+pub(crate) fn scripts() -> Vec<&'static Script> {
+    vec![&SCRIPTS.claim, &SCRIPTS.append, &SCRIPTS.take]
+}
 
 /// The journal that several relays share.
 pub struct SharedJournal {
@@ -146,18 +145,14 @@ impl Origin {
 }
 
 impl SharedJournal {
-    /// A journal that is shared through the Redis at `url`, whether that is there yet or not. `live_time` is how long a
-    /// generation may last; `predecessor` is the instance whose data folder this one has taken over.
-    ///
-    /// # Errors
-    /// If that is no address of a Redis.
-    pub fn new(
-        url: &SecretString,
+    /// A journal that is shared through `redis`, whether that is there yet or not. `live_time` is how long a generation may
+    /// last; `predecessor` is the instance whose data folder this one has taken over.
+    pub(crate) fn new(
+        redis: Arc<Redis>,
         instance: Uuid,
         live_time: Duration,
         predecessor: Option<Uuid>,
-    ) -> Result<Self, redis::RedisError> {
-        let redis = Arc::new(Redis::new(url.expose_secret(), &SCRIPTS.all())?);
+    ) -> Self {
         let instance = instance.to_string();
         let (orphans, orphaned) = mpsc::channel(ORPHANS_MAX);
         let shared = Shared {
@@ -170,19 +165,11 @@ impl SharedJournal {
             predecessor: predecessor.map(|instance| instance.to_string()),
             started_at: Instant::now(),
         };
-        Ok(Self {
+        Self {
             local: MemoryJournal::default(),
             shared,
             orphaned: tokio::sync::Mutex::new(orphaned),
-        })
-    }
-
-    /// Whether the Redis at `url` can be used.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    pub async fn check(url: &SecretString) -> Result<(), redis::RedisError> {
-        Redis::new(url.expose_secret(), &SCRIPTS.all())?.try_once().await
+        }
     }
 
     /// Follows what another instance writes. `None` if Redis has no such generation, or is away.
@@ -397,13 +384,7 @@ impl Journal for SharedJournal {
     }
 
     async fn run(&self) {
-        let Shared { redis, publisher, .. } = &self.shared;
-        tokio::join!(
-            redis.keep_connected(),
-            publisher.run(),
-            self.shared.read(),
-            self.shared.keep(),
-        );
+        tokio::join!(self.shared.publisher.run(), self.shared.read(), self.shared.keep());
     }
 
     async fn close(&self) {

@@ -1,0 +1,192 @@
+//! The limits that several relays share: they count in Redis, by Redis's clock, one script for each step.
+//!
+//! Each relay counts for itself as well. What Redis says is taken over there, so that a relay whose Redis goes away goes
+//! on from what was last known, and so that whoever has asked too much is refused without asking Redis again.
+//!
+//! | key | what |
+//! |---|---|
+//! | `relay:requests:<user>`, `relay:requests:<address>` | the requests of a window, gone when it is over |
+//! | `relay:streams:<user>` | sorted set: running generations as `<instance>:<stream>`, by when they run out |
+
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use super::memory::MemoryLimits;
+use super::refusal::{too_many_requests, too_many_streams};
+use super::windows::Windows;
+use super::{Limits, Quota, Rate, TooMany};
+use crate::auth::Principal;
+use crate::error::Error;
+use crate::id::UserId;
+use crate::outbox::Name;
+use crate::redis_client::{Away, Redis, Script};
+
+/// How long a generation counts as running after its relay was last heard of: what a user may have to wait after a relay
+/// has died. Its generations are ended by another within as long.
+const LEASE: Duration = Duration::from_secs(9);
+
+/// How often that is renewed.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Users whose generations are told of in one round trip.
+const SIDE_BY_SIDE: usize = 256;
+
+struct Scripts {
+    count: Script,
+    enter: Script,
+    renew: Script,
+}
+
+static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
+    count: Script::new(include_str!("scripts/count.lua")),
+    enter: Script::new(include_str!("scripts/enter.lua")),
+    renew: Script::new(include_str!("scripts/renew.lua")),
+});
+
+/// What Redis has to be taught for these limits.
+pub(crate) fn scripts() -> Vec<&'static Script> {
+    vec![&SCRIPTS.count, &SCRIPTS.enter, &SCRIPTS.renew]
+}
+
+/// The limits that several relays share.
+pub struct SharedLimits {
+    local: MemoryLimits,
+    redis: Arc<Redis>,
+    /// This process among all that have ever shared this Redis.
+    instance: String,
+    /// Generations that count no more, which Redis has not been told. As many as were running at most.
+    left: Mutex<Vec<Name>>,
+    filled: Notify,
+}
+
+impl SharedLimits {
+    /// Limits that are counted in `redis`, and as in `local` while that is away.
+    pub(crate) fn new(local: MemoryLimits, redis: Arc<Redis>, instance: Uuid) -> Self {
+        let instance = instance.to_string();
+        Self { local, redis, instance, left: Mutex::default(), filled: Notify::new() }
+    }
+
+    /// Counts one request in Redis, unless it is known to be one too many, and remembers what Redis says.
+    async fn count<K: Copy + Eq + std::hash::Hash + std::fmt::Display>(
+        &self,
+        windows: &Windows<K>,
+        key: K,
+        rate: Rate,
+    ) -> Result<Quota, TooMany> {
+        if let Some(quota) = windows.is_over(key, rate) {
+            return Err(too_many_requests(quota));
+        }
+        let mut call = SCRIPTS.count.call(&[&format!("relay:requests:{key}")]);
+        call.arg(rate.requests).arg(rate.window.as_millis() as u64);
+        let Ok((requests, left, counts)) = self.redis.call::<(u32, u64, bool)>(&call).await else {
+            return windows.count(key, rate).map_err(too_many_requests);
+        };
+        let resets_in = Duration::from_millis(left);
+        windows.learn(key, requests, resets_in);
+        let quota = Quota { rate, remaining: rate.requests.saturating_sub(requests), resets_in };
+        if counts { Ok(quota) } else { Err(too_many_requests(quota)) }
+    }
+
+    /// The generation among those of its user that run anywhere.
+    fn member(&self, stream_id: impl std::fmt::Display) -> String {
+        format!("{}:{stream_id}", self.instance)
+    }
+
+    async fn tell_of_leaving(&self, names: &[Name]) {
+        let mut calls = redis::pipe();
+        for name in names {
+            let member = self.member(&name.stream_id);
+            calls.cmd("ZREM").arg(streams(name.owner)).arg(member).ignore();
+        }
+        // A Redis that is away lets them run out.
+        let _told_by_the_client: Result<(), Away> = self.redis.pipeline(&calls).await;
+    }
+
+    async fn tell_of_all_who_left(&self) {
+        loop {
+            self.filled.notified().await;
+            let left = std::mem::take(&mut *self.left());
+            for names in left.chunks(SIDE_BY_SIDE) {
+                self.tell_of_leaving(names).await;
+            }
+        }
+    }
+
+    async fn renew(&self) {
+        let mut told = None;
+        loop {
+            self.redis.up().await;
+            let up_since = self.redis.up_since();
+            // Not each time: what is left at this moment would be back for as long as a lease.
+            let is_anew = std::mem::replace(&mut told, up_since) != up_since;
+            for users in self.local.running.all().chunks(SIDE_BY_SIDE) {
+                let mut calls = redis::pipe();
+                for (user, stream_ids) in users {
+                    let mut call = SCRIPTS.renew.call(&[&streams(*user)]);
+                    call.arg(LEASE.as_millis() as u64).arg(is_anew);
+                    for stream_id in stream_ids {
+                        call.arg(self.member(stream_id));
+                    }
+                    calls.add_command(call).ignore();
+                }
+                let _told_by_the_client: Result<(), Away> = self.redis.pipeline(&calls).await;
+            }
+            sleep(RENEWAL_INTERVAL).await;
+        }
+    }
+
+    fn left(&self) -> MutexGuard<'_, Vec<Name>> {
+        // Every change under this lock is one push, so a panic leaves nothing half done.
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn streams(user: UserId) -> String {
+    format!("relay:streams:{user}")
+}
+
+#[async_trait]
+impl Limits for SharedLimits {
+    async fn check_address(&self, address: IpAddr) -> Result<Quota, TooMany> {
+        self.count(&self.local.addresses, address, self.local.allowances.address).await
+    }
+
+    async fn check(&self, caller: &Principal) -> Result<Quota, TooMany> {
+        let rate = self.local.allowances.of(caller).rate;
+        self.count(&self.local.users, caller.user(), rate).await
+    }
+
+    async fn enter(&self, caller: &Principal, name: &Name) -> Result<(), Error> {
+        // What runs here runs: there is no need to ask whether that is too much.
+        self.local.enter(caller, name).await?;
+        let max = self.local.allowances.of(caller).streams;
+        let mut call = SCRIPTS.enter.call(&[&streams(name.owner)]);
+        call.arg(self.member(&name.stream_id)).arg(max).arg(LEASE.as_millis() as u64);
+        if let Ok(false) = self.redis.call::<bool>(&call).await {
+            self.local.running.leave(name);
+            return Err(too_many_streams(max));
+        }
+        Ok(())
+    }
+
+    async fn leave(&self, name: &Name) {
+        self.local.running.leave(name);
+        self.tell_of_leaving(std::slice::from_ref(name)).await;
+    }
+
+    fn leave_soon(&self, name: Name) {
+        self.local.running.leave(&name);
+        self.left().push(name);
+        self.filled.notify_one();
+    }
+
+    async fn run(&self) {
+        tokio::join!(self.tell_of_all_who_left(), self.renew());
+    }
+}
