@@ -21,6 +21,7 @@ use crate::lifecycle::Tasks;
 use crate::limits::Limits;
 use crate::limits::memory::MemoryLimits;
 use crate::limits::shared::{self as shared_limits, SharedLimits};
+use crate::limits::tokens::Ledger;
 use crate::outage::Outage;
 use crate::outbox_worker;
 use crate::prompt;
@@ -71,7 +72,7 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     }
     let journal = open_journal(&config, &file, redis.clone(), instance).await?;
     let recorder = Recorder::new(Arc::clone(&file) as Arc<dyn Records>);
-    let limits = open_limits(&config, redis, instance);
+    let limits = open_limits(&config, &file, redis, instance);
     let relay = Arc::new(Relay {
         verifier: Verifier::new(config.auth.shared_secret.as_ref(), key_set, config.auth.issuers),
         limits,
@@ -98,7 +99,8 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
     let journal = Arc::clone(&relay);
     relay.tasks.serve(async move { journal.journal.run().await });
     let limits = Arc::clone(&relay.limits);
-    relay.tasks.serve(async move { limits.run().await });
+    let tasks = relay.tasks.clone();
+    relay.tasks.serve(async move { tasks.fail(limits.run().await) });
     relay.tasks.serve(recovery::end_orphans(Arc::clone(&relay)));
     relay.tasks.serve(outbox_worker::run(Arc::clone(&relay)));
     Ok(relay)
@@ -116,9 +118,15 @@ pub(crate) fn open_redis(config: &Config) -> Result<Option<Redis>, Error> {
     config.redis_url.as_ref().map(|url| Redis::new(url, scripts)).transpose()
 }
 
-/// The limits: in memory, and shared with other instances if there is a Redis.
-fn open_limits(config: &Config, redis: Option<Arc<Redis>>, instance: Uuid) -> Arc<dyn Limits> {
-    let local = MemoryLimits::new(config.allowances);
+/// The limits: in memory, with tokens in the journal's file, and shared with other instances if there is a Redis.
+fn open_limits(
+    config: &Config,
+    file: &Arc<JournalFile>,
+    redis: Option<Arc<Redis>>,
+    instance: Uuid,
+) -> Arc<dyn Limits> {
+    let ledger = Arc::clone(file) as Arc<dyn Ledger>;
+    let local = MemoryLimits::new(config.allowances, ledger);
     match redis {
         Some(redis) => Arc::new(SharedLimits::new(local, redis, instance)),
         None => Arc::new(local),

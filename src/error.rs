@@ -67,6 +67,7 @@ codes! {
     BodyTooLarge => "body_too_large",
     RateLimited => "rate_limited",
     TooManyStreams => "too_many_streams",
+    BudgetExceeded => "budget_exceeded",
     Internal => "internal",
     Overloaded => "overloaded",
     ShuttingDown => "shutting_down",

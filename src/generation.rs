@@ -23,6 +23,7 @@ use crate::prompt;
 use crate::provider::{Batch, Call, Completed, Completion, Progress};
 use crate::relay::{Relay, Times};
 use crate::replay;
+use crate::spending;
 use crate::store::{Conclusion, Outcome};
 
 /// A generation that is ready to run.
@@ -53,7 +54,7 @@ enum Ending {
 }
 
 /// Runs a generation to its end. When this returns, its text is saved and its followers have been told. `permit` is given
-/// back in between.
+/// back in between, with what the generation came to.
 pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, writer: Writer) {
     let Generation { start, write_token, call, shows_reasoning, is_announced } = generation;
     writer.open(start.clone());
@@ -65,17 +66,23 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
     log_ending(&start, &call, &ending);
 
     if matches!(ending, Ending::Lost) {
+        spending::leave(relay, permit).await;
         return writer.lose();
     }
     let (reasoning, content) = writer.texts();
     let usage = usage(&ending, &call, &reasoning, &content).await;
     let (conclusion, unread) = conclude(ending, usage, is_announced);
     let end = ending::settle(relay, &writer, write_token, &conclusion).await;
-    // Whoever sees the end may ask for the next answer at once.
-    permit.give_back().await;
     match end {
-        Some(end) => writer.end(end),
-        None => writer.lose(),
+        Some(end) => {
+            // Whoever sees the end may ask for the next answer at once.
+            spending::settle(relay, permit, &conclusion).await;
+            writer.end(end);
+        }
+        None => {
+            spending::leave(relay, permit).await;
+            writer.lose();
+        }
     }
     if let Some(completion) = unread {
         completion.drain().await;

@@ -12,7 +12,7 @@
 //! - What holds them: [`relay`], and [`lifecycle`], which every task runs under.
 //! - The spine: [`turn`] starts a generation, [`generation`] runs it, [`ending`] says how it ended, once [`saving`] has
 //!   brought it home, by way of the outbox and [`outbox_worker`] if need be; [`recovery`] ends what a relay left that is gone, [`replay`] puts one together that is over,
-//!   [`own_key`] keeps users' keys for providers.
+//!   [`own_key`] keeps users' keys for providers, [`spending`] what their answers cost.
 //! - Faces: [`http`].
 //! - Composition: [`config`], [`app`], [`telemetry`], [`dev`], [`check`], [`migrate`], [`cli`].
 
@@ -48,6 +48,7 @@ pub mod own_key;
 pub mod recovery;
 pub mod replay;
 pub mod saving;
+pub mod spending;
 pub mod turn;
 
 pub mod http;

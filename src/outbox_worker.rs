@@ -15,6 +15,7 @@ use crate::outbox::Entry;
 use crate::recovery::{self, Heir};
 use crate::relay::Relay;
 use crate::saving::Saved;
+use crate::spending;
 use crate::store::{Finished, Outcome};
 
 /// The wait after a database that did not answer; each further one is twice as long.
@@ -139,6 +140,10 @@ async fn try_entry(relay: &Relay, mut entry: Entry) -> Result<Tried, Error> {
             judge(&entry, &finished)
         }
     };
+    if matches!(verdict, Verdict::Over) && entry.finish.outcome == Outcome::Interrupted {
+        let text = [&*entry.finish.reasoning, &*entry.finish.content].concat();
+        spending::settle_for(relay, &entry.name, None, text).await;
+    }
     let Entry { id, name, attempts, .. } = entry;
     let stream_id = &name.stream_id;
     let later = |wait| clock::now().saturating_add(wait).unwrap_or(Timestamp::MAX);

@@ -61,6 +61,13 @@ pub fn assemble(
     })
 }
 
+/// The number of tokens of a prompt, with what its messages cost beside their text.
+#[must_use]
+pub fn count_prompt(messages: &[Beat]) -> u64 {
+    let tokens = |beat: &Beat| TOKENS_PER_MESSAGE + count_tokens(&beat.content, usize::MAX);
+    (TOKENS_PER_PROMPT + messages.iter().map(tokens).sum::<usize>()) as u64
+}
+
 /// Loads what tokens are counted with, which takes half a second, once. Without it the first count does.
 pub fn load_vocabulary() {
     tiktoken_rs::o200k_base_singleton();

@@ -18,6 +18,7 @@ use crate::outbox::{Entry, Name};
 use crate::relay::Relay;
 use crate::replay;
 use crate::saving::{self, Saved};
+use crate::spending;
 use crate::store::{Conclusion, Finish, Outcome};
 
 /// Generations that are ended side by side.
@@ -52,11 +53,17 @@ async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {
         {
             return;
         }
+        // The provider may have been asked already: its prompt counts.
+        spending::settle_for(relay, &name, None, String::new()).await;
         return writer.refuse(replay::interrupted());
     }
     let conclusion = conclusion.unwrap_or_else(interrupted);
+    let (reasoning, content) = writer.texts();
     match ending::settle(relay, &writer, write_token, &conclusion).await {
-        Some(end) => writer.end(end),
+        Some(end) => {
+            spending::settle_for(relay, &name, Some(&conclusion), reasoning + &content).await;
+            writer.end(end);
+        }
         None => writer.lose(),
     }
 }

@@ -21,13 +21,14 @@ use crate::event::{BotRef, Start};
 use crate::generation::{self, Generation};
 use crate::id::{BotId, StreamId};
 use crate::journal::{self, Claim, Ended, Log, Opening, Writer};
-use crate::limits;
+use crate::limits::{self, Permit};
 use crate::outbox::Name;
 use crate::own_key;
 use crate::prompt::{self, Additions};
 use crate::provider::{Call, Request};
 use crate::relay::Relay;
 use crate::saving;
+use crate::spending;
 use crate::store::{Begin, Begun, New, Place, new_write_token};
 use crate::story::{Beat, Role};
 
@@ -116,18 +117,18 @@ async fn run(relay: Arc<Relay>, caller: Principal, turn: Turn, writer: Writer) {
         Ok(()) => limits::admit(&relay.limits, &caller, Name::of(writer.log())).await,
         Err(error) => Err(error),
     };
-    let permit = match admitted {
+    let mut permit = match admitted {
         Ok(permit) => permit,
         Err(error) => return writer.refuse(error),
     };
-    match open(&relay, &caller, turn, &writer).await {
+    match open(&relay, &caller, turn, &writer, &mut permit).await {
         Ok(Opened::New(generation)) => generation::run(&relay, *generation, permit, writer).await,
         Ok(Opened::Over(ended)) => {
-            permit.give_back().await;
+            spending::leave(&relay, permit).await;
             writer.replay(*ended);
         }
         Err(error) => {
-            permit.give_back().await;
+            spending::leave(&relay, permit).await;
             writer.refuse(error);
         }
     }
@@ -143,6 +144,7 @@ async fn open(
     caller: &Principal,
     turn: Turn,
     writer: &Writer,
+    permit: &mut Permit,
 ) -> Result<Opened, Error> {
     let begin = turn.begin(writer, relay.times.expiry(clock::now()))?;
     // First of all, so that whatever happens from here on somebody can end what was begun.
@@ -162,7 +164,7 @@ async fn open(
         // This relay was paused for so long that another has taken the name for its own.
         Err(journal::moved())
     } else {
-        prepare(relay, caller, turn.ask, &mut new).await
+        prepare(relay, caller, turn.ask, &mut new, permit).await
     };
     let call = match prepared {
         Ok(call) => call,
@@ -193,13 +195,14 @@ async fn open(
     })))
 }
 
-/// All that can keep the turn from being run once its bot and its context are known. Takes the keys and the path from
-/// `new`.
+/// All that can keep the turn from being run once its bot and its context are known; last of all, what it may cost is set
+/// aside. Takes the keys and the path from `new`.
 async fn prepare(
     relay: &Arc<Relay>,
     caller: &Principal,
     ask: Ask,
     new: &mut New,
+    permit: &mut Permit,
 ) -> Result<Call, Error> {
     let (path, keys) = (mem::take(&mut new.path), mem::take(&mut new.keys));
     let bot = &new.bot.settings;
@@ -215,15 +218,22 @@ async fn prepare(
         _ => None,
     };
     let bot = bot.clone();
+    let has_budget = relay.limits.has_budget(caller);
     // Counting tokens takes a millisecond for some ten thousand characters: too long for a thread that streams.
     let assemble = move || {
         let additions =
             Additions { system: ask.system.as_deref(), guidance: ask.guidance.as_deref() };
         let mut beats = ask.messages.unwrap_or(path);
         beats.extend(said);
-        prompt::assemble(&bot, &additions, beats, max_tokens)
+        let messages = prompt::assemble(&bot, &additions, beats, max_tokens)?;
+        let tokens = has_budget.then(|| prompt::count_prompt(&messages));
+        Ok::<_, Error>((messages, tokens))
     };
-    let messages = tokio::task::spawn_blocking(assemble).await.map_err(Error::internal)??;
+    let (messages, tokens) =
+        tokio::task::spawn_blocking(assemble).await.map_err(Error::internal)??;
+    if let Some(tokens) = tokens {
+        spending::reserve(relay, caller, permit, tokens, max_tokens).await?;
+    }
     Ok(Call { target, request: Request { model, messages, max_tokens, temperature, reasoning } })
 }
 

@@ -14,7 +14,17 @@ const LAYERS: &[&[&str]] = &[
     &["redis_client", "sqlite"],
     &["auth", "journal", "limits", "outbox", "provider", "store"],
     &["lifecycle", "outage", "relay"],
-    &["ending", "generation", "outbox_worker", "own_key", "recovery", "replay", "saving", "turn"],
+    &[
+        "ending",
+        "generation",
+        "outbox_worker",
+        "own_key",
+        "recovery",
+        "replay",
+        "saving",
+        "spending",
+        "turn",
+    ],
     &["http"],
     &["app", "check", "cli", "config", "dev", "migrate", "telemetry"],
 ];

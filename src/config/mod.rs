@@ -56,8 +56,8 @@ pub struct Config {
     pub master_keys: Option<MasterKeys>,
     /// What `custom` addresses may reach. `RELAY_UPSTREAM_ALLOW`.
     pub upstream_allow: UpstreamAllow,
-    /// What everybody may ask for. `RELAY_RATE_LIMIT`, `RELAY_MAX_STREAMS_PER_USER`, the same of anonymous users, and
-    /// `RELAY_ADDRESS_RATE_LIMIT`.
+    /// What everybody may ask for. `RELAY_RATE_LIMIT`, `RELAY_MAX_STREAMS_PER_USER`, `RELAY_TOKENS_PER_DAY`, the same of
+    /// anonymous users, and `RELAY_ADDRESS_RATE_LIMIT`.
     pub allowances: Allowances,
     /// Who says truly for whom they ask. `RELAY_TRUSTED_PROXIES`.
     pub trusted_proxies: Proxies,
@@ -132,7 +132,6 @@ impl Config {
     /// Every setting that is wrong or missing.
     pub fn from_env(mode: Mode, lookup: impl Fn(&str) -> Option<String>) -> Result<Self, Faults> {
         let mut reader = Reader::new(&lookup);
-        reader.refuse_unbuilt();
         let data = reader.data();
         let database = reader.database(&data);
         let providers = reader.providers();
@@ -195,6 +194,7 @@ fn allowances(reader: &mut Reader<'_>) -> Allowances {
     let users = Allowance {
         rate: reader.rate("RELAY_RATE_LIMIT", a_minute(60)),
         streams: reader.at_least_one("RELAY_MAX_STREAMS_PER_USER", 4),
+        tokens_per_day: reader.tokens("RELAY_TOKENS_PER_DAY", None),
     };
     // Half of it, unless the operator knows better: they can read and write, and an account more costs nothing.
     let half_rate = Rate { requests: users.rate.requests.div_ceil(2), ..users.rate };
@@ -202,6 +202,10 @@ fn allowances(reader: &mut Reader<'_>) -> Allowances {
         rate: reader.rate("RELAY_ANONYMOUS_RATE_LIMIT", half_rate),
         streams: reader
             .at_least_one("RELAY_ANONYMOUS_MAX_STREAMS_PER_USER", users.streams.div_ceil(2)),
+        tokens_per_day: reader.tokens(
+            "RELAY_ANONYMOUS_TOKENS_PER_DAY",
+            users.tokens_per_day.map(|tokens| tokens.div_ceil(2)),
+        ),
     };
     // Ten readers behind one address, each as busy as they may be.
     Allowances { users, anonymous, address: reader.rate("RELAY_ADDRESS_RATE_LIMIT", a_minute(600)) }

@@ -22,6 +22,9 @@ const DATABASE_FILE: &str = "relay.db";
 /// The longest time that can be set: a month. Longer ones are slips of the keyboard.
 const DURATION_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
+/// The most tokens a day that can be set. More are slips of the keyboard.
+const TOKENS_MAX: u64 = 1_000_000_000;
+
 /// Reads variables and collects what is wrong with them.
 pub(super) struct Reader<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
@@ -51,6 +54,14 @@ impl<'a> Reader<'a> {
     pub(super) fn at_least_one(&mut self, name: &str, default: usize) -> usize {
         self.read(name, default, "a whole number from 1 up", |value| {
             value.parse().ok().filter(|number| *number > 0)
+        })
+    }
+
+    /// A number of tokens that every book can hold.
+    pub(super) fn tokens(&mut self, name: &str, default: Option<u64>) -> Option<u64> {
+        let wanted = "a whole number from 1 up, of a billion at most";
+        self.read(name, default, wanted, |value| {
+            value.parse().ok().filter(|tokens| (1..=TOKENS_MAX).contains(tokens)).map(Some)
         })
     }
 
@@ -126,15 +137,6 @@ impl<'a> Reader<'a> {
         }
         let key = key.map(|(_, key)| SecretString::from(key));
         parsed.map(|rest_url| Database::Supabase { rest_url, key })
-    }
-
-    /// Settings that promise what this version cannot keep. Silence would be worse than refusing to start.
-    pub(super) fn refuse_unbuilt(&mut self) {
-        if self.get("RELAY_TOKENS_PER_DAY").is_some() {
-            self.faults.push(
-                "RELAY_TOKENS_PER_DAY is set, but this version knows no budgets of tokens yet. Unset it.".to_owned(),
-            );
-        }
     }
 
     /// The Redis that several instances share.

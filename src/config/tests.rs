@@ -133,7 +133,8 @@ fn every_fault_is_listed_at_once() {
         ("RELAY_ADDRESS_RATE_LIMIT", "60/day"),
         ("RELAY_TRUSTED_PROXIES", "10.0.0.0/8,proxy.internal"),
         ("RELAY_MAX_STREAMS_PER_USER", "-1"),
-        ("RELAY_TOKENS_PER_DAY", "5"),
+        ("RELAY_TOKENS_PER_DAY", "0"),
+        ("RELAY_ANONYMOUS_TOKENS_PER_DAY", "5000000000"),
         ("RELAY_DETACHED_GRACE", "soon"),
         ("RELAY_IDLE_TIMEOUT", "60"),
         ("RELAY_DRAIN", "99999999999999999999s"),
@@ -150,9 +151,14 @@ fn anonymous_users_have_half_of_what_others_have_unless_that_is_set() {
     let allowances = |variables: &[(&str, &str)]| read(Mode::Dev, variables).unwrap().allowances;
     let usual = allowances(&[]);
     assert_eq!((usual.users.streams, usual.anonymous.streams), (4, 2));
+    assert_eq!((usual.users.tokens_per_day, usual.anonymous.tokens_per_day), (None, None));
     assert_eq!((usual.anonymous.rate, usual.address), (a_minute(30), a_minute(600)));
     let few = allowances(&[("RELAY_RATE_LIMIT", "1/s"), ("RELAY_MAX_STREAMS_PER_USER", "1")]);
     assert_eq!(few.anonymous, few.users);
+    let budget = allowances(&[("RELAY_TOKENS_PER_DAY", "1001")]);
+    assert_eq!(budget.anonymous.tokens_per_day, Some(501));
+    let alone = allowances(&[("RELAY_ANONYMOUS_TOKENS_PER_DAY", "7")]);
+    assert_eq!((alone.users.tokens_per_day, alone.anonymous.tokens_per_day), (None, Some(7)));
     let set = [
         ("RELAY_ANONYMOUS_RATE_LIMIT", "70/min"),
         ("RELAY_ANONYMOUS_MAX_STREAMS_PER_USER", "1"),

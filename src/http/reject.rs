@@ -55,7 +55,9 @@ fn status(code: Code) -> StatusCode {
         Code::StreamIdReused | Code::GenerationRunning | Code::TooManyKeys => StatusCode::CONFLICT,
         Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::RateLimited | Code::TooManyStreams => StatusCode::TOO_MANY_REQUESTS,
+        Code::RateLimited | Code::TooManyStreams | Code::BudgetExceeded => {
+            StatusCode::TOO_MANY_REQUESTS
+        }
         Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         Code::Overloaded
         | Code::ShuttingDown

@@ -1,37 +1,44 @@
-//! Limits in the memory of one process.
+//! Limits of one process: requests and running generations in its memory, tokens in its book.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::refusal::too_many_requests;
+use super::permit::{Dropped, Left};
+use super::refusal::{over_budget, too_many_requests};
 use super::running::Running;
+use super::tokens::{Day, Estimate, Held, Ledger, Used, Wish};
 use super::windows::Windows;
 use super::{Allowances, Limits, Quota, TooMany};
 use crate::auth::Principal;
+use crate::clock;
 use crate::error::Error;
 use crate::id::UserId;
 use crate::outbox::Name;
 
-/// Limits in the memory of one process.
-#[derive(Debug)]
+/// Limits of one process.
 pub struct MemoryLimits {
     pub(super) allowances: Allowances,
     pub(super) users: Windows<UserId>,
     /// Apart from the users, so that nobody's addresses crowd these out.
     pub(super) addresses: Windows<IpAddr>,
     pub(super) running: Running,
+    pub(super) ledger: Arc<dyn Ledger>,
+    dropped: Dropped,
 }
 
 impl MemoryLimits {
-    /// Nobody has asked for anything yet.
+    /// Nobody has asked for anything yet, but for what is in the book.
     #[must_use]
-    pub fn new(allowances: Allowances) -> Self {
+    pub fn new(allowances: Allowances, ledger: Arc<dyn Ledger>) -> Self {
         Self {
             allowances,
             users: Windows::new(),
             addresses: Windows::new(),
             running: Running::default(),
+            ledger,
+            dropped: Dropped::default(),
         }
     }
 }
@@ -55,7 +62,44 @@ impl Limits for MemoryLimits {
         self.running.leave(name);
     }
 
-    fn leave_soon(&self, name: Name) {
-        self.running.leave(&name);
+    fn leave_soon(&self, left: Left) {
+        self.running.leave(&left.name);
+        self.dropped.push(left);
+    }
+
+    fn has_budget(&self, caller: &Principal) -> bool {
+        self.allowances.of(caller).tokens_per_day.is_some()
+    }
+
+    async fn reserve(
+        &self,
+        caller: &Principal,
+        name: &Name,
+        estimate: Estimate,
+    ) -> Result<Option<Held>, Error> {
+        let Some(limit) = self.allowances.of(caller).tokens_per_day else { return Ok(None) };
+        let (now, name) = (clock::now(), name.clone());
+        let day = Day::of(now);
+        let wish = Wish { name, day, estimate, limit, elsewhere: 0, is_shared: false };
+        match self.ledger.reserve(wish).await? {
+            Ok(()) => Ok(Some(Held::Here)),
+            Err(taken) => Err(over_budget(estimate, limit, taken, Day::rest(now))),
+        }
+    }
+
+    async fn settle(&self, name: &Name, _held: Held, used: Used) -> Result<(), Error> {
+        self.ledger.settle(name, used).await
+    }
+
+    async fn run(&self) -> Error {
+        loop {
+            for Left { name, held } in self.dropped.next().await {
+                if held.is_some()
+                    && let Err(error) = self.ledger.settle(&name, Used::All).await
+                {
+                    return error;
+                }
+            }
+        }
     }
 }

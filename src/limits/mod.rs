@@ -1,7 +1,8 @@
 //! How much one address, one user, and all together, may ask for.
 //!
-//! The port is [`Limits`]: requests in a window of time, and generations at once. Leave to run a generation is a
-//! [`Permit`]; dropping it gives it back, so it cannot be forgotten on any way out.
+//! The port is [`Limits`]: requests in a window of time, generations at once, and tokens a day. Leave to run a generation is
+//! a [`Permit`], which has the tokens that are set aside for it; dropping it gives it back, so it cannot be forgotten on any
+//! way out.
 //!
 //! Whatever several relays count together, each counts for itself as well (`memory.rs`), and goes by that while it cannot
 //! ask (`shared/`).
@@ -11,6 +12,7 @@ mod permit;
 mod refusal;
 mod running;
 pub mod shared;
+pub mod tokens;
 mod windows;
 
 use std::net::IpAddr;
@@ -22,7 +24,8 @@ use crate::auth::Principal;
 use crate::error::Error;
 use crate::outbox::Name;
 
-pub use permit::{Permit, admit};
+pub use permit::{Left, Permit, admit};
+use tokens::{Estimate, Held, Used};
 
 /// A number of requests in a window of time, written `60/min`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub struct Allowance {
     pub rate: Rate,
     /// Generations at once.
     pub streams: usize,
+    /// Tokens of prompts and answers in a day of UTC; `None`: any number.
+    pub tokens_per_day: Option<u64>,
 }
 
 /// What everybody may ask for.
@@ -99,11 +104,44 @@ pub trait Limits: Send + Sync + 'static {
     /// Counts it no more. When this has returned, there is room for another one.
     async fn leave(&self, name: &Name);
 
-    /// Counts it no more, soon: for those who cannot wait.
-    fn leave_soon(&self, name: Name);
+    /// Counts it no more, soon, and settles what was set aside for it as spent: for those who cannot wait.
+    fn leave_soon(&self, left: Left);
 
-    /// Does what is to be done soon, and keeps in touch with others, for as long as it is polled.
-    async fn run(&self) {
-        std::future::pending::<()>().await;
+    /// Whether the user's tokens are counted.
+    fn has_budget(&self, caller: &Principal) -> bool;
+
+    /// Sets tokens aside for a generation of the user, and says where. `None` if the user may spend any number.
+    ///
+    /// # Errors
+    /// `BudgetExceeded` with the time to midnight if they are more than are left; `Internal` if the book's disk fails.
+    async fn reserve(
+        &self,
+        caller: &Principal,
+        name: &Name,
+        estimate: Estimate,
+    ) -> Result<Option<Held>, Error>;
+
+    /// Settles what was set aside there. When this has returned, that is in the book.
+    ///
+    /// # Errors
+    /// `Internal` if the book's disk fails.
+    async fn settle(&self, name: &Name, held: Held, used: Used) -> Result<(), Error>;
+
+    /// Whether other relays count what this one does.
+    fn are_shared(&self) -> bool {
+        false
     }
+
+    /// Settles what another relay, or the last process, has set aside in a book that is shared. Without effect if nothing
+    /// is.
+    ///
+    /// # Errors
+    /// As [`Limits::settle`].
+    async fn settle_for(&self, _name: &Name, _used: Used) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Does what is to be done soon, and keeps in touch with others, for as long as it is polled, or until the book's disk
+    /// fails, which is returned.
+    async fn run(&self) -> Error;
 }

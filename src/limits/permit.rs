@@ -1,18 +1,30 @@
-//! Leave to run one generation, which nobody can forget to give back.
+//! Leave to run one generation, and the tokens that are set aside for it, which nobody can forget to give back.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
 
 use super::Limits;
+use super::tokens::{Estimate, Held, Used};
 use crate::auth::Principal;
 use crate::error::Error;
 use crate::outbox::Name;
 
-/// Leave to run one generation.
+/// Leave to run one generation. Dropped, what was set aside counts as spent: nobody knows how much of it was.
 pub struct Permit {
     limits: Arc<dyn Limits>,
     /// Absent once it has been given back.
-    name: Option<Name>,
+    left: Option<Left>,
+}
+
+/// What a permit was for.
+#[derive(Debug)]
+pub struct Left {
+    /// The generation.
+    pub name: Name,
+    /// Where its tokens are set aside, if they are.
+    pub held: Option<Held>,
 }
 
 /// Leave to run the generation of that name, which is the caller's.
@@ -25,22 +37,53 @@ pub async fn admit(
     name: Name,
 ) -> Result<Permit, Error> {
     limits.enter(caller, &name).await?;
-    Ok(Permit { limits: Arc::clone(limits), name: Some(name) })
+    Ok(Permit { limits: Arc::clone(limits), left: Some(Left { name, held: None }) })
 }
 
 impl Permit {
-    /// Gives it back. When this has returned, the user may run another generation at once, at any relay.
-    pub async fn give_back(mut self) {
-        if let Some(name) = self.name.take() {
-            self.limits.leave(&name).await;
+    /// Sets aside what the generation may cost.
+    ///
+    /// # Errors
+    /// As [`Limits::reserve`].
+    pub async fn reserve(&mut self, caller: &Principal, estimate: Estimate) -> Result<(), Error> {
+        if let Some(left) = &mut self.left {
+            left.held = self.limits.reserve(caller, &left.name, estimate).await?;
         }
+        Ok(())
+    }
+
+    /// Gives it back, with what the generation came to. When this has returned, the book is right, and the user may run
+    /// another generation at once, at any relay.
+    ///
+    /// # Errors
+    /// As [`Limits::settle`].
+    pub async fn settle(mut self, used: Used) -> Result<(), Error> {
+        let Some(Left { name, held }) = self.left.take() else { return Ok(()) };
+        self.limits.leave(&name).await;
+        match held {
+            Some(held) => self.limits.settle(&name, held, used).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Gives it back, and leaves what was set aside to the relay that ends the generation, if that one knows of it.
+    ///
+    /// # Errors
+    /// As [`Limits::settle`].
+    pub async fn leave(mut self) -> Result<(), Error> {
+        if let Some(Left { held, .. }) = &mut self.left
+            && matches!(held, Some(Held::Shared(_)))
+        {
+            *held = None;
+        }
+        self.settle(Used::All).await
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(name) = self.name.take() {
-            self.limits.leave_soon(name);
+        if let Some(left) = self.left.take() {
+            self.limits.leave_soon(left);
         }
     }
 }
@@ -48,5 +91,93 @@ impl Drop for Permit {
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Permit")
+    }
+}
+
+/// Permits that were dropped and are to be settled. As many as there were at most.
+#[derive(Debug, Default)]
+pub(super) struct Dropped {
+    waiting: Mutex<Vec<Left>>,
+    filled: Notify,
+}
+
+impl Dropped {
+    pub(super) fn push(&self, left: Left) {
+        self.lock().push(left);
+        self.filled.notify_one();
+    }
+
+    /// All there are, as soon as there are any.
+    pub(super) async fn next(&self) -> Vec<Left> {
+        self.filled.notified().await;
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Left>> {
+        // Every change under this lock is one push, so a panic leaves nothing half done.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::error::Code;
+    use crate::id::UserId;
+    use crate::journal::file::JournalFile;
+    use crate::limits::memory::MemoryLimits;
+    use crate::limits::{Allowance, Allowances, Rate};
+
+    const RATE: Rate = Rate { requests: 60, window: Duration::from_secs(60) };
+
+    /// One generation at once, and a hundred tokens.
+    fn limits() -> Arc<dyn Limits> {
+        let users = Allowance { rate: RATE, streams: 1, tokens_per_day: Some(100) };
+        let allowances = Allowances { users, anonymous: users, address: RATE };
+        let ledger = Arc::new(JournalFile::open_in_memory().unwrap());
+        Arc::new(MemoryLimits::new(allowances, ledger))
+    }
+
+    async fn reserve(limits: &Arc<dyn Limits>, answer: u64) -> Result<Permit, Error> {
+        let caller = Principal::for_tests(UserId(Uuid::nil()));
+        let name = Name { owner: caller.user(), stream_id: crate::id::StreamId::random() };
+        let mut permit = admit(limits, &caller, name).await?;
+        permit.reserve(&caller, Estimate { prompt: 10, answer }).await?;
+        Ok(permit)
+    }
+
+    async fn refused(limits: &Arc<dyn Limits>, answer: u64) -> Code {
+        reserve(limits, answer).await.unwrap_err().code()
+    }
+
+    #[tokio::test]
+    async fn what_a_dropped_permit_had_set_aside_counts_as_spent() {
+        let limits = limits();
+        drop(reserve(&limits, 60).await.unwrap());
+        tokio::select! {
+            biased;
+            error = limits.run() => panic!("{error}"),
+            () = tokio::task::yield_now() => {}
+        }
+        assert_eq!(refused(&limits, 21).await, Code::BudgetExceeded);
+        reserve(&limits, 20).await.unwrap().settle(Used::All).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_settled_one_did_not_use_is_there_again() {
+        let limits = limits();
+        let permit = reserve(&limits, 90).await.unwrap();
+        assert_eq!(refused(&limits, 0).await, Code::TooManyStreams);
+        permit.settle(Used::Answer(40)).await.unwrap();
+        assert_eq!(refused(&limits, 41).await, Code::BudgetExceeded);
+        let permit = reserve(&limits, 40).await.unwrap();
+        permit.settle(Used::Nothing).await.unwrap();
+        let used = Used::Counted { tokens: 1_000, estimated: false };
+        reserve(&limits, 40).await.unwrap().settle(used).await.unwrap();
+        assert_eq!(refused(&limits, 0).await, Code::BudgetExceeded);
     }
 }

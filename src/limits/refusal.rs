@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::tokens::Estimate;
 use super::{Quota, TooMany};
 use crate::error::{Code, Error};
 
@@ -28,6 +29,18 @@ pub(super) fn too_many_streams(max: usize) -> Error {
         format!("You have {max} answers being written. Wait for one to end, or stop one."),
     )
     .with_retry_after(RETRY_AFTER)
+}
+
+/// More tokens than the user has left, until the day is over.
+pub(super) fn over_budget(estimate: Estimate, limit: u64, taken: u64, left: Duration) -> Error {
+    let (needed, room) = (estimate.total(), limit.saturating_sub(taken));
+    Error::new(
+        Code::BudgetExceeded,
+        format!(
+            "This answer may need {needed} tokens, and {room} of your {limit} for today are left. Wait for midnight (UTC), or ask for less: a shorter `max_tokens`, or less context."
+        ),
+    )
+    .with_retry_after(left)
 }
 
 /// One generation too many of the process.

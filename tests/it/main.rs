@@ -28,6 +28,7 @@ mod addresses;
 mod auth;
 mod bad_input;
 mod bots;
+mod budgets;
 mod contract;
 mod cors;
 mod damage;

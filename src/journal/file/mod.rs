@@ -1,9 +1,11 @@
 //! The journal's file: what must survive the process, on the one machine that has it.
 //!
-//! It is two ports at once, [`Records`](super::Records) (in `records.rs`) and [`Outbox`], because a generation goes from the one to the other in one
-//! transaction when its process has died.
+//! It is three ports at once, [`Records`](super::Records) (in `records.rs`), [`Outbox`] and, in `ledger.rs`,
+//! [`Ledger`](crate::limits::tokens::Ledger), because a generation goes from the first to the second in one transaction when
+//! its process has died, and is settled in the third by what is left of it.
 
 mod batch;
+mod ledger;
 mod records;
 
 use std::path::{Path, PathBuf};
@@ -29,7 +31,12 @@ const APPLICATION_ID: i64 = 0x5265_6c4a;
 
 const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    steps: &[include_str!("1.sql"), include_str!("2.sql"), include_str!("3.sql")],
+    steps: &[
+        include_str!("1.sql"),
+        include_str!("2.sql"),
+        include_str!("3.sql"),
+        include_str!("4.sql"),
+    ],
     upkeep: "",
     is_checked: true,
 };

@@ -13,7 +13,7 @@ use rusqlite::{Connection, params};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::batch::{self, PieceRef};
-use super::{JournalFile, unreadable};
+use super::{JournalFile, ledger, unreadable};
 use crate::clock;
 use crate::error::Error;
 use crate::event::{Failure, Kind};
@@ -138,6 +138,7 @@ fn join(pieces: &mut Vec<Piece>, next: &PieceRef<'_>) {
 /// is the generation's true end.
 fn recover(connection: &Connection, failure: &Failure) -> Result<u64, Error> {
     let failure = serde_json::to_string(failure).map_err(Error::internal)?;
+    ledger::settle_all(connection)?;
     let now = clock::now().as_millisecond();
     let text = |kind: Kind| {
         format!(

@@ -7,18 +7,23 @@
 //! |---|---|
 //! | `relay:requests:<user>`, `relay:requests:<address>` | the requests of a window, gone when it is over |
 //! | `relay:streams:<user>` | sorted set: running generations as `<instance>:<stream>`, by when they run out |
+//! | `relay:tokens:<user>` | hash, gone when its day is over: tokens `taken` (spent and set aside), `for:<stream>` what is set aside for each, `told:<stream>` what was spent while Redis was away |
+
+mod book;
 
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::Notify;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use self::book::Book;
 use super::memory::MemoryLimits;
+use super::permit::{Dropped, Left};
 use super::refusal::{too_many_requests, too_many_streams};
+use super::tokens::{Estimate, Held, Used};
 use super::windows::Windows;
 use super::{Limits, Quota, Rate, TooMany};
 use crate::auth::Principal;
@@ -41,17 +46,22 @@ struct Scripts {
     count: Script,
     enter: Script,
     renew: Script,
+    reserve: Script,
+    settle: Script,
 }
 
 static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
     count: Script::new(include_str!("scripts/count.lua")),
     enter: Script::new(include_str!("scripts/enter.lua")),
     renew: Script::new(include_str!("scripts/renew.lua")),
+    reserve: Script::new(include_str!("scripts/reserve.lua")),
+    settle: Script::new(include_str!("scripts/settle.lua")),
 });
 
 /// What Redis has to be taught for these limits.
 pub(crate) fn scripts() -> Vec<&'static Script> {
-    vec![&SCRIPTS.count, &SCRIPTS.enter, &SCRIPTS.renew]
+    let Scripts { count, enter, renew, reserve, settle } = &*SCRIPTS;
+    vec![count, enter, renew, reserve, settle]
 }
 
 /// The limits that several relays share.
@@ -60,16 +70,16 @@ pub struct SharedLimits {
     redis: Arc<Redis>,
     /// This process among all that have ever shared this Redis.
     instance: String,
-    /// Generations that count no more, which Redis has not been told. As many as were running at most.
-    left: Mutex<Vec<Name>>,
-    filled: Notify,
+    dropped: Dropped,
+    book: Book,
 }
 
 impl SharedLimits {
     /// Limits that are counted in `redis`, and as in `local` while that is away.
     pub(crate) fn new(local: MemoryLimits, redis: Arc<Redis>, instance: Uuid) -> Self {
         let instance = instance.to_string();
-        Self { local, redis, instance, left: Mutex::default(), filled: Notify::new() }
+        let book = Book::new(Arc::clone(&redis), Arc::clone(&local.ledger));
+        Self { local, redis, instance, dropped: Dropped::default(), book }
     }
 
     /// Counts one request in Redis, unless it is known to be one too many, and remembers what Redis says.
@@ -98,7 +108,7 @@ impl SharedLimits {
         format!("{}:{stream_id}", self.instance)
     }
 
-    async fn tell_of_leaving(&self, names: &[Name]) {
+    async fn tell_of_leaving(&self, names: impl Iterator<Item = &Name>) {
         let mut calls = redis::pipe();
         for name in names {
             let member = self.member(&name.stream_id);
@@ -108,16 +118,24 @@ impl SharedLimits {
         let _told_by_the_client: Result<(), Away> = self.redis.pipeline(&calls).await;
     }
 
-    async fn tell_of_all_who_left(&self) {
+    /// Settles for permits that were dropped, for as long as it is polled, or until the book fails, which is returned.
+    async fn settle_dropped(&self) -> Error {
         loop {
-            self.filled.notified().await;
-            let left = std::mem::take(&mut *self.left());
-            for names in left.chunks(SIDE_BY_SIDE) {
-                self.tell_of_leaving(names).await;
+            let dropped = self.dropped.next().await;
+            for left in dropped.chunks(SIDE_BY_SIDE) {
+                self.tell_of_leaving(left.iter().map(|left| &left.name)).await;
+            }
+            for Left { name, held } in dropped {
+                if let Some(held) = held
+                    && let Err(error) = self.book.settle(&name, held, Used::All).await
+                {
+                    return error;
+                }
             }
         }
     }
 
+    /// Renews leases for as long as it is polled.
     async fn renew(&self) {
         let mut told = None;
         loop {
@@ -139,11 +157,6 @@ impl SharedLimits {
             }
             sleep(RENEWAL_INTERVAL).await;
         }
-    }
-
-    fn left(&self) -> MutexGuard<'_, Vec<Name>> {
-        // Every change under this lock is one push, so a panic leaves nothing half done.
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,16 +190,47 @@ impl Limits for SharedLimits {
 
     async fn leave(&self, name: &Name) {
         self.local.running.leave(name);
-        self.tell_of_leaving(std::slice::from_ref(name)).await;
+        self.tell_of_leaving(std::iter::once(name)).await;
     }
 
-    fn leave_soon(&self, name: Name) {
-        self.local.running.leave(&name);
-        self.left().push(name);
-        self.filled.notify_one();
+    fn leave_soon(&self, left: Left) {
+        self.local.running.leave(&left.name);
+        self.dropped.push(left);
     }
 
-    async fn run(&self) {
-        tokio::join!(self.tell_of_all_who_left(), self.renew());
+    fn has_budget(&self, caller: &Principal) -> bool {
+        self.local.has_budget(caller)
+    }
+
+    async fn reserve(
+        &self,
+        caller: &Principal,
+        name: &Name,
+        estimate: Estimate,
+    ) -> Result<Option<Held>, Error> {
+        match self.local.allowances.of(caller).tokens_per_day {
+            Some(limit) => self.book.reserve(name, limit, estimate).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn settle(&self, name: &Name, held: Held, used: Used) -> Result<(), Error> {
+        self.book.settle(name, held, used).await
+    }
+
+    fn are_shared(&self) -> bool {
+        true
+    }
+
+    async fn settle_for(&self, name: &Name, used: Used) -> Result<(), Error> {
+        self.book.tell(name, None, used).await
+    }
+
+    async fn run(&self) -> Error {
+        tokio::select! {
+            error = self.settle_dropped() => error,
+            error = self.book.pay() => error,
+            () = self.renew() => Error::internal("the renewal of leases has ended"),
+        }
     }
 }

@@ -1,0 +1,170 @@
+//! The book of tokens, in the file that has the texts: what a killed relay had set aside is settled by what is left of the
+//! answer, in the transaction that recovers it.
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{JournalFile, json, optional_json, owner, parsed, unreadable};
+use crate::error::Error;
+use crate::limits::tokens::{Day, Debt, Estimate, Ledger, Spent, Used, Wish};
+use crate::outbox::Name;
+use crate::prompt;
+
+/// What other relays can be owed at most: an outage of some hours. Past it nothing more is told of, and they count it for
+/// nobody. At some 200 bytes each they are 4 MiB of disk.
+const DEBTS_MAX: i64 = 20_000;
+
+#[async_trait]
+impl Ledger for JournalFile {
+    async fn reserve(&self, wish: Wish) -> Result<Result<(), u64>, Error> {
+        self.write(move |connection| reserve(connection, &wish)).await
+    }
+
+    async fn settle(&self, name: &Name, used: Used) -> Result<(), Error> {
+        let name = name.clone();
+        self.write(move |connection| settle(connection, &name, used)).await
+    }
+
+    async fn owe(&self, debt: Debt) -> Result<(), Error> {
+        self.write(move |connection| owe(connection, &debt, 0)).await
+    }
+
+    async fn debts(&self, limit: u32) -> Result<Vec<(i64, Debt)>, Error> {
+        self.read(move |connection| {
+            let mut statement =
+                connection.prepare_cached("select * from debts order by id limit ?1")?;
+            let debts = statement.query_map([limit], debt)?;
+            Ok(debts.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn paid(&self, ids: Vec<i64>) -> Result<(), Error> {
+        self.write(move |connection| {
+            let mut delete = connection.prepare_cached("delete from debts where id = ?1")?;
+            for id in ids {
+                delete.execute([id])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn reserve(connection: &Connection, wish: &Wish) -> Result<Result<(), u64>, Error> {
+    let Wish { name, day, estimate, limit, elsewhere, is_shared } = wish;
+    let (user, stream_id) = (name.owner.to_string(), name.stream_id.as_str());
+    forget_before(connection, *day)?;
+    let here: i64 = connection
+        .prepare_cached(
+            "select
+               coalesce((select tokens from spent where day = ?1 and owner = ?2), 0)
+               + coalesce((select sum(prompt_tokens + answer_tokens) from reservations
+                   where owner = ?2 and stream_id <> ?3 and day = ?1), 0)
+               + coalesce((select sum(tokens) from debts where owner = ?2 and day = ?1), 0)",
+        )?
+        .query_row(params![day.0, user, stream_id], |row| row.get(0))?;
+    let taken = elsewhere.saturating_add(here.unsigned_abs());
+    if taken.saturating_add(estimate.total()) > *limit {
+        return Ok(Err(taken));
+    }
+    connection
+        .prepare_cached("insert or replace into reservations values (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![
+            user,
+            stream_id,
+            day.0,
+            number(estimate.prompt),
+            number(estimate.answer),
+            is_shared
+        ])?;
+    Ok(Ok(()))
+}
+
+fn settle(connection: &Connection, name: &Name, used: Used) -> Result<(), Error> {
+    let reservation = connection
+        .prepare_cached(
+            "delete from reservations where owner = ?1 and stream_id = ?2
+             returning day, prompt_tokens, answer_tokens, is_shared",
+        )?
+        .query_row([name.owner.to_string(), name.stream_id.to_string()], |row| {
+            let tokens = |at| Ok::<_, rusqlite::Error>(row.get::<_, i64>(at)?.unsigned_abs());
+            let estimate = Estimate { prompt: tokens(1)?, answer: tokens(2)? };
+            Ok((Day(row.get(0)?), estimate, row.get::<_, bool>(3)?))
+        })
+        .optional()?;
+    let Some((day, estimate, is_shared)) = reservation else { return Ok(()) };
+    let Spent { tokens, estimated } = used.of(estimate);
+    if is_shared {
+        let used = Used::Counted { tokens, estimated: estimated > 0 };
+        return owe(connection, &Debt { name: name.clone(), day, used, is_new: true }, tokens);
+    }
+    connection
+        .prepare_cached(
+            "insert into spent values (?1, ?2, ?3, ?4)
+             on conflict do update set tokens = tokens + ?3, estimated = estimated + ?4",
+        )?
+        .execute(params![day.0, name.owner.to_string(), number(tokens), number(estimated)])?;
+    Ok(())
+}
+
+fn owe(connection: &Connection, debt: &Debt, tokens: u64) -> Result<(), Error> {
+    let Debt { name, day, used, is_new } = debt;
+    connection
+        .prepare_cached(
+            "insert into debts (day, owner, stream_id, used, is_new, tokens)
+             select ?1, ?2, ?3, ?4, ?5, ?6 where (select count(*) from debts) < ?7",
+        )?
+        .execute(params![
+            day.0,
+            name.owner.to_string(),
+            name.stream_id.as_str(),
+            json(&Some(used))?,
+            is_new,
+            number(tokens),
+            DEBTS_MAX,
+        ])?;
+    Ok(())
+}
+
+/// What was spent before that day limits nobody any more.
+fn forget_before(connection: &Connection, day: Day) -> Result<(), Error> {
+    for forget in ["delete from spent where day < ?1", "delete from debts where day < ?1"] {
+        connection.prepare_cached(forget)?.execute([day.0])?;
+    }
+    Ok(())
+}
+
+/// Settles what the last process had set aside: by the text that is recorded, or in full where none is.
+pub(super) fn settle_all(connection: &Connection) -> Result<(), Error> {
+    let mut statement = connection.prepare(
+        "select reservations.owner, reservations.stream_id, records.id is not null as is_recorded,
+           (select group_concat(text, '' order by begin) from pieces where record_id = records.id) as text
+         from reservations left join records using (owner, stream_id)
+         order by records.id desc",
+    )?;
+    let left = statement
+        .query_map([], |row| {
+            let name = Name { owner: owner(row)?, stream_id: parsed(row, "stream_id")? };
+            let text: Option<String> = row.get("text")?;
+            Ok((name, row.get::<_, bool>("is_recorded")?.then(|| text.unwrap_or_default())))
+        })?
+        .collect::<Result<Vec<_>, _>>()?;
+    for (name, text) in left {
+        let tokens = |text: String| prompt::count_tokens(&text, usize::MAX) as u64;
+        settle(connection, &name, text.map_or(Used::All, |text| Used::Answer(tokens(text))))?;
+    }
+    Ok(())
+}
+
+fn debt(row: &Row<'_>) -> rusqlite::Result<(i64, Debt)> {
+    let used = optional_json(row, "used")?.ok_or_else(|| unreadable("a debt of nothing"))?;
+    let name = Name { owner: owner(row)?, stream_id: parsed(row, "stream_id")? };
+    let debt = Debt { name, day: Day(row.get("day")?), used, is_new: row.get("is_new")? };
+    Ok((row.get("id")?, debt))
+}
+
+/// As SQLite has numbers. What is more than it has is more than anybody may spend.
+fn number(tokens: u64) -> i64 {
+    i64::try_from(tokens).unwrap_or(i64::MAX)
+}

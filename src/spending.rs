@@ -1,0 +1,97 @@
+//! What a generation costs its user: set aside before the provider is called, and settled by what it came to, whoever ends
+//! it and however.
+
+use crate::auth::Principal;
+use crate::error::{Code, Error};
+use crate::limits::Permit;
+use crate::limits::tokens::{Estimate, Used};
+use crate::outbox::Name;
+use crate::prompt;
+use crate::relay::Relay;
+use crate::store::Conclusion;
+
+/// What is set aside for an answer of which nobody says how long it may be: long ones are half of it. One that is longer
+/// still is counted as it is.
+const ANSWER_TOKENS: u64 = 4_096;
+
+/// What a provider says, or is said of it, that has not begun to answer, and charges nothing.
+const FREE: [Code; 6] = [
+    Code::UpstreamNotAllowed,
+    Code::NoProviderKey,
+    Code::ProviderUnreachable,
+    Code::ProviderRateLimited,
+    Code::ProviderKeyRefused,
+    Code::ProviderRejected,
+];
+
+/// Sets aside what an answer may cost to a prompt of so many tokens.
+///
+/// # Errors
+/// `BudgetExceeded`; `Internal` of the book's disk, which ends the process.
+pub(crate) async fn reserve(
+    relay: &Relay,
+    caller: &Principal,
+    permit: &mut Permit,
+    prompt: u64,
+    max_tokens: Option<u32>,
+) -> Result<(), Error> {
+    let estimate = Estimate { prompt, answer: max_tokens.map_or(ANSWER_TOKENS, u64::from) };
+    let reserved = permit.reserve(caller, estimate).await;
+    reserved.inspect_err(|error| fail_if_broken(relay, error))
+}
+
+/// Settles by how the generation ended, and gives the permit back.
+pub(crate) async fn settle(relay: &Relay, permit: Permit, conclusion: &Conclusion) {
+    let settled = permit.settle(used(conclusion).unwrap_or(Used::All)).await;
+    if let Err(error) = settled {
+        fail_if_broken(relay, &error);
+    }
+}
+
+/// Gives the permit of a generation back that another relay ends, which settles it.
+pub(crate) async fn leave(relay: &Relay, permit: Permit) {
+    if let Err(error) = permit.leave().await {
+        fail_if_broken(relay, &error);
+    }
+}
+
+/// Settles for a relay that is gone, by how it was about to end the generation or by what is left of its text. What that
+/// relay had in its own book alone it settles itself when it is started again.
+pub(crate) async fn settle_for(
+    relay: &Relay,
+    name: &Name,
+    conclusion: Option<&Conclusion>,
+    text: String,
+) {
+    if !relay.limits.are_shared() {
+        return;
+    }
+    let used = match conclusion.and_then(used) {
+        Some(used) => used,
+        None => {
+            let count = move || prompt::count_tokens(&text, usize::MAX) as u64;
+            tokio::task::spawn_blocking(count).await.map_or(Used::All, Used::Answer)
+        }
+    };
+    if let Err(error) = relay.limits.settle_for(name, used).await {
+        fail_if_broken(relay, &error);
+    }
+}
+
+/// What a generation came to that ended so; `None` if nobody counted.
+fn used(conclusion: &Conclusion) -> Option<Used> {
+    let usage = conclusion.usage?;
+    let code = conclusion.failure.as_ref().and_then(|failure| Code::of(&failure.code));
+    if usage.completion_tokens == 0 && code.is_some_and(|code| FREE.contains(&code)) {
+        return Some(Used::Nothing);
+    }
+    let tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+    Some(Used::Counted { tokens, estimated: usage.estimated })
+}
+
+/// A book that cannot be written is no reason to go on.
+fn fail_if_broken(relay: &Relay, error: &Error) {
+    if error.code() == Code::Internal {
+        relay.tasks.fail(error.clone());
+    }
+}
