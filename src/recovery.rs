@@ -5,13 +5,14 @@
 //! was started again is in its outbox, and, if the journal is shared, there as well; whichever knows more of it is right.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
 use tracing::info;
 
 use crate::ending::{self, last_event};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::event::{Failure, Kind};
 use crate::journal::{Estate, Orphan, Writer};
 use crate::outbox::{Entry, Name};
@@ -23,6 +24,9 @@ use crate::store::{Conclusion, Finish, Outcome};
 
 /// Generations that are ended side by side.
 const SIDE_BY_SIDE: usize = 16;
+
+/// What is told to wait who waited for a generation that never began: its name is free by then.
+const RETRY_AFTER_UNBEGUN: Duration = Duration::from_secs(1);
 
 /// Ends what other relays leave, for as long as it is polled and new work may begin.
 pub(crate) async fn end_orphans(relay: Arc<Relay>) {
@@ -55,7 +59,7 @@ async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {
         }
         // The provider may have been asked already: its prompt counts.
         spending::settle_for(relay, &name, None, String::new()).await;
-        return writer.refuse(replay::interrupted());
+        return writer.refuse(never_begun());
     }
     let conclusion = conclusion.unwrap_or_else(interrupted);
     let (reasoning, content) = writer.texts();
@@ -79,6 +83,15 @@ async fn end_unbegun(relay: &Relay, name: &Name, write_token: SecretString) -> R
         // It may still be about to be begun, or the database is away.
         Err(_) => saving::put(relay, name, &finish).await,
     }
+}
+
+/// Whoever asks again is told how it ended, if it had begun for the database, and begins it otherwise.
+fn never_begun() -> Error {
+    Error::new(
+        Code::StoreUnavailable,
+        "The relay that was asked for this stream was ended before it began. Ask for it again.",
+    )
+    .with_retry_after(RETRY_AFTER_UNBEGUN)
 }
 
 fn interrupted() -> Conclusion {

@@ -7,7 +7,7 @@ use axum::Json as JsonResponse;
 use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::extract::{Id, Json, Parameters, invalid};
@@ -16,11 +16,11 @@ use crate::auth::Principal;
 use crate::error::Error;
 use crate::event::Cursor;
 use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
-use crate::journal::{Log, Opening, Running};
+use crate::journal::{Log, Opening, Roll, Running};
 use crate::relay::Relay;
 use crate::replay;
 use crate::saving::{self, Known};
-use crate::store::{Page, Place};
+use crate::store::Place;
 use crate::story::{Beat, Role, Status};
 use crate::text;
 use crate::turn::{self, Ask, Turn};
@@ -86,13 +86,23 @@ pub(super) async fn start(
     Ok(sse::respond(&log, None))
 }
 
+/// What `GET /v1/streams` answers.
+#[derive(Debug, Serialize)]
+pub(super) struct Listed {
+    data: Vec<Running>,
+    /// As every list has it; this one is never cut.
+    next: Option<String>,
+    /// False while other relays may write what is not known here.
+    complete: bool,
+}
+
 /// `GET /v1/streams`
 pub(super) async fn list(
     State(relay): State<Arc<Relay>>,
     caller: Principal,
-) -> Result<JsonResponse<Page<Running>>, Error> {
-    let data = relay.journal.running(caller.user()).await;
-    Ok(JsonResponse(Page { data, next: None }))
+) -> JsonResponse<Listed> {
+    let Roll { running, is_complete } = relay.journal.running(caller.user()).await;
+    JsonResponse(Listed { data: running, next: None, complete: is_complete })
 }
 
 #[derive(Debug, Deserialize)]

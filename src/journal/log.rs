@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::recorder::{BATCH_LEN, Piece, Recorder, Recording};
 use super::{Opening, Running};
@@ -22,6 +22,10 @@ pub(super) const TEXT_LEN_MAX: usize = 4 << 20;
 
 /// What is told to wait who followed a generation that another relay goes on with.
 const RETRY_AFTER_MOVE: Duration = Duration::from_secs(1);
+
+/// How long somebody waits for a generation to begin that another relay was asked for. That takes a moment; if it takes
+/// longer, the other relay may be gone, which is known for certain only when its lease is over.
+const OPENING_TIME_ELSEWHERE: Duration = Duration::from_secs(2);
 
 /// A generation that is over, as the database has it.
 #[derive(Debug)]
@@ -271,11 +275,11 @@ impl Log {
     /// Returns once the generation has begun: somebody can follow it now.
     ///
     /// # Errors
-    /// Why it cannot begin, to everybody who waited for it.
+    /// Why it cannot begin, to everybody who waited for it; `StoreUnavailable` if another relay does not begin it in time.
     pub async fn opened(self: &Arc<Self>) -> Result<(), Error> {
         // A waiter is no follower, but it counts as somebody who is there.
         let mut seat = Seat::take(self, Presence::Reader);
-        std::future::poll_fn(|context| {
+        let opened = std::future::poll_fn(|context| {
             let mut state = self.lock();
             match &state.phase {
                 Phase::Opening => {
@@ -286,8 +290,22 @@ impl Log {
                 Phase::Lost => Poll::Ready(Err(moved())),
                 Phase::Open(_) | Phase::Ended(..) => Poll::Ready(Ok(())),
             }
-        })
-        .await
+        });
+        tokio::select! {
+            biased;
+            opened = opened => opened,
+            () = self.overdue_elsewhere() => Err(overdue()),
+        }
+    }
+
+    /// Returns when another relay should have begun it. Never, while it is this one's to begin.
+    async fn overdue_elsewhere(&self) {
+        loop {
+            sleep(OPENING_TIME_ELSEWHERE).await;
+            if self.lock().is_mirror {
+                return;
+            }
+        }
     }
 
     /// Returns once the generation has ended, was refused or is lost.
@@ -419,6 +437,15 @@ pub(crate) fn moved() -> Error {
     Error::new(
         Code::StoreUnavailable,
         "This stream is not written here any more. Ask for it again in a moment.",
+    )
+    .with_retry_after(RETRY_AFTER_MOVE)
+}
+
+/// What is told who waited for a generation that another relay has not begun.
+fn overdue() -> Error {
+    Error::new(
+        Code::StoreUnavailable,
+        "Another relay was asked for this stream and has not begun it yet. Ask for it again in a moment.",
     )
     .with_retry_after(RETRY_AFTER_MOVE)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Claim, Journal, Log, Opening, Running, Writer};
+use super::{Claim, Journal, Log, Opening, Roll, Writer};
 use crate::error::Error;
 use crate::id::{StreamId, UserId};
 
@@ -60,12 +60,12 @@ impl Journal for MemoryJournal {
         log.filter(|log| !log.is_void()).cloned()
     }
 
-    async fn running(&self, owner: UserId) -> Vec<Running> {
+    async fn running(&self, owner: UserId) -> Roll {
         let logs = self.lock();
         let of_owner = logs.by_owner.get(&owner).into_iter().flat_map(HashMap::values);
         let mut running: Vec<_> = of_owner.filter_map(|log| log.running()).collect();
         running.sort_by(|a, b| (a.started_at, &a.stream_id).cmp(&(b.started_at, &b.stream_id)));
-        running
+        Roll { running, is_complete: true }
     }
 }
 

@@ -86,6 +86,15 @@ pub struct Running {
     pub started_at: Timestamp,
 }
 
+/// The generations of somebody that have begun and not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roll {
+    /// Those that are known, oldest first.
+    pub running: Vec<Running>,
+    /// Whether those are all: false while other relays may write what is not known here.
+    pub is_complete: bool,
+}
+
 /// Whether a generation is still its writer's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
@@ -138,8 +147,8 @@ pub trait Journal: Send + Sync + 'static {
     /// The generation of that name, if it is the owner's and has not ended longer ago than the journal remembers.
     async fn find(&self, owner: UserId, stream_id: &StreamId) -> Option<Arc<Log>>;
 
-    /// The owner's generations that have begun and not ended, oldest first.
-    async fn running(&self, owner: UserId) -> Vec<Running>;
+    /// The owner's generations that have begun and not ended.
+    async fn running(&self, owner: UserId) -> Roll;
 
     /// Asks whoever writes the generation to end it as stopped.
     ///

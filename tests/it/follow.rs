@@ -268,7 +268,10 @@ async fn streams_of_others_do_not_exist() {
         stranger.get(&path).await.refused(404, "stream_not_found");
     }
     stranger.delete(&format!("/v1/streams/{stream_id}")).await.refused(404, "stream_not_found");
-    assert_eq!(stranger.get("/v1/streams").await.ok(200), json!({"data": [], "next": null}));
+    assert_eq!(
+        stranger.get("/v1/streams").await.ok(200),
+        json!({"data": [], "next": null, "complete": true})
+    );
     let running = user.get("/v1/streams").await.ok(200);
     assert_eq!(
         (&running["data"][0]["stream_id"], &running["data"][0]["conversation_id"]),

@@ -11,7 +11,7 @@ use crate::cutter::Cutter;
 use crate::database::Database;
 use crate::provider::{Gate, PATIENCE, Provider, Script};
 use crate::redis::{Pair, Redis};
-use crate::relay::{TestRelay, User};
+use crate::relay::{Answer, TestRelay, User};
 
 const WORDS: [&str; 6] = ["Once ", "upon ", "a\ntime ", "🦊 ", "there ", "was."];
 
@@ -399,6 +399,15 @@ async fn whoever_hangs_up_while_redis_is_asked_leaves_nothing_behind() {
     pair.finish().await;
 }
 
+/// Returns when the relay says that it lists all that is being written, wherever that is.
+async fn lists_all(user: &User) {
+    let since = Instant::now();
+    while user.get("/v1/streams").await.ok(200)["complete"] != true {
+        assert!(since.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test]
 async fn what_is_written_out_of_reach_is_neither_stopped_nor_said_to_be_over() {
     let (provider, gate) = (Provider::start().await, Gate::new());
@@ -406,12 +415,15 @@ async fn what_is_written_out_of_reach_is_neither_stopped_nor_said_to_be_over() {
     let pair = Pair::start(&provider).await;
     gate.step();
     let Followed { mut here, there, stream_id } = Followed::begin(&pair, 1).await;
+    lists_all(&pair.away).await;
     pair.redis.cutter.shut();
     pair.second.says("degraded").await;
     let path = format!("/v1/streams/{stream_id}");
     pair.away.delete(&path).await.refused(503, "store_unavailable");
+    assert_eq!(pair.away.get("/v1/streams").await.ok(200)["complete"], false);
     pair.redis.cutter.open();
     pair.second.is_in_touch().await;
+    lists_all(&pair.away).await;
     gate.open();
     assert_eq!((here.done().await["status"].clone(), here.text()), (json!("complete"), text()));
     drop(there);
@@ -524,6 +536,53 @@ async fn what_redis_never_heard_of_is_saved_from_the_data_folder() {
         there.seen.extend(more.seen);
     }
     assert_eq!(there.text(), WORDS[..4].concat());
+    pair.finish().await;
+}
+
+/// A turn that a killed relay was beginning is nobody's until its lease is over, and nobody is kept waiting for that.
+#[tokio::test]
+async fn who_asks_elsewhere_for_what_a_killed_relay_was_beginning_is_told_to_come_back() {
+    let (provider, database) = (Provider::start().await, Database::migrated().await);
+    provider.always(Script::telling(&WORDS));
+    let url = database.url("relay");
+    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_DATABASE_URL", url.clone()));
+    let mut pair = pair.await;
+    // With the story locked, a turn in it begins for as long as that lasts.
+    let mut admin = database.admin().await;
+    let lock = admin.transaction().await.unwrap();
+    let story =
+        format!("select from public.relay_conversations where id = {} for update", pair.story);
+    lock.batch_execute(&story).await.unwrap();
+    let turn = json!({"conversation_id": pair.story, "input": "Go.", "stream_id": "again"});
+    let ask =
+        |user: &User| user.request(http::Method::POST, "/v1/stream").body(turn.to_string()).send();
+    let asking = tokio::spawn(ask(&pair.user));
+    let since = Instant::now();
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    while database.count(waiting).await == 0 {
+        assert!(since.elapsed() < PATIENCE, "{}", pair.first.log());
+        sleep(Duration::from_millis(10)).await;
+    }
+    pair.first.kill().await;
+    assert!(asking.await.unwrap().is_err(), "it had been answered");
+    let refused = Answer::of(ask(&pair.away).await.unwrap()).await;
+    refused.refused(503, "store_unavailable");
+    assert!(refused.headers.contains_key("retry-after"));
+    lock.rollback().await.unwrap();
+
+    let since = Instant::now();
+    let mut answer = loop {
+        let response = ask(&pair.away).await.unwrap();
+        if response.status() == 200 {
+            break Reading::new(response);
+        }
+        assert!(since.elapsed() < PATIENCE, "{:?}", Answer::of(response).await);
+        sleep(Duration::from_millis(100)).await;
+    };
+    answer.end().await;
+    let tree = pair.away.tree(pair.story).await;
+    assert_eq!(tree.to_string().matches("\"stream_id\":\"again\"").count(), 1, "{tree}");
+    pair.first.start_again().await;
     pair.finish().await;
 }
 

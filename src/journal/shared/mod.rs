@@ -27,7 +27,7 @@ use self::keeper::LEASE;
 use self::publisher::Publisher;
 use self::reader::{Mirrors, Of, Wish};
 use super::memory::MemoryJournal;
-use super::{Claim, Estate, Hold, Journal, Log, Opening, Orphan, Reach, Running};
+use super::{Claim, Estate, Hold, Journal, Log, Opening, Orphan, Reach, Roll, Running};
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::event::Start;
@@ -296,16 +296,18 @@ impl Journal for SharedJournal {
         }
     }
 
-    async fn running(&self, owner: UserId) -> Vec<Running> {
-        let mut running = self.local.running(owner).await;
-        // While Redis is away, what is known here has to do.
-        for elsewhere in self.running_anywhere(owner).await.unwrap_or_default() {
+    async fn running(&self, owner: UserId) -> Roll {
+        let Roll { mut running, .. } = self.local.running(owner).await;
+        let anywhere = self.running_anywhere(owner).await;
+        // While Redis is away, what is known here has to do; when it is back, it has to be told anew.
+        let is_complete = anywhere.is_ok() && self.shared.is_settled();
+        for elsewhere in anywhere.unwrap_or_default() {
             if running.iter().all(|known| known.stream_id != elsewhere.stream_id) {
                 running.push(elsewhere);
             }
         }
         running.sort_by(|a, b| (a.started_at, &a.stream_id).cmp(&(b.started_at, &b.stream_id)));
-        running
+        Roll { running, is_complete }
     }
 
     async fn stop(&self, log: &Arc<Log>) -> Result<(), Error> {
