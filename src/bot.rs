@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::id::BotId;
+use crate::text::discreet;
 
 /// How much a model may think before it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +32,7 @@ impl Reasoning {
 }
 
 /// What a user may say of a bot.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct BotSettings {
     /// What the reader calls it.
     pub name: String,
@@ -64,6 +65,8 @@ pub struct BotSettings {
     #[serde(default, deserialize_with = "null_as_default")]
     pub is_default: bool,
 }
+
+discreet!(BotSettings { provider, model, context_size });
 
 /// Storytellr's own default.
 fn default_context_size() -> u32 {

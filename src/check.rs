@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use crate::auth::{Principal, Verifier};
@@ -50,7 +51,7 @@ impl<W: Write> Findings<W> {
 /// try; without one, one is made if there is a secret to sign it with. Returns whether all is well.
 pub async fn check(
     lookup: impl Fn(&str) -> Option<String>,
-    token: Option<&str>,
+    token: Option<&SecretString>,
     out: impl Write,
 ) -> bool {
     let mut findings = Findings { out, failed: false };
@@ -64,7 +65,11 @@ pub async fn check(
     !findings.failed
 }
 
-async fn check_parts<W: Write>(config: &Config, token: Option<&str>, findings: &mut Findings<W>) {
+async fn check_parts<W: Write>(
+    config: &Config,
+    token: Option<&SecretString>,
+    findings: &mut Findings<W>,
+) {
     let verifier = check_keys(config, findings).await;
     let store = check_store(config, findings).await;
     check_redis(config, findings).await;
@@ -148,13 +153,13 @@ async fn check_token<W: Write>(
     config: &Config,
     verifier: &Verifier,
     store: Option<&dyn Store>,
-    token: Option<&str>,
+    token: Option<&SecretString>,
     findings: &mut Findings<W>,
 ) {
     let is_made = token.is_none();
     let made;
     let token = match (token, &config.auth.shared_secret) {
-        (Some(token), _) => token,
+        (Some(token), _) => token.expose_secret(),
         (None, Some(secret)) => {
             let times = (clock::now(), TOKEN_TIME);
             let Some(token) =

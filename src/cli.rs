@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -74,7 +75,7 @@ enum OutboxCommand {
 struct CheckArgs {
     /// A user's access token to try
     #[arg(long)]
-    token: Option<String>,
+    token: Option<SecretString>,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -107,7 +108,7 @@ pub fn run(cli: &Cli, lookup: impl Fn(&str) -> Option<String>) -> ExitCode {
 fn check(args: &CheckArgs, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let is_well =
-        runtime.block_on(check::check(lookup, args.token.as_deref(), std::io::stdout().lock()));
+        runtime.block_on(check::check(lookup, args.token.as_ref(), std::io::stdout().lock()));
     if is_well { Ok(()) } else { Err("not all is well".into()) }
 }
 

@@ -6,7 +6,7 @@
 use crate::bot::BotSettings;
 use crate::error::{Code, Error};
 use crate::story::{Beat, Role};
-use crate::text;
+use crate::text::{self, discreet};
 
 /// What a message costs beside its text: role and separators, as OpenAI counts them.
 const TOKENS_PER_MESSAGE: usize = 4;
@@ -19,13 +19,15 @@ const TOKENS_PER_PROMPT: usize = 3;
 const COUNT_SLICE_LEN: usize = 4 << 10;
 
 /// What the caller adds to what is saved.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Additions<'a> {
     /// Instructions of the request.
     pub system: Option<&'a str>,
     /// A hint for this attempt alone.
     pub guidance: Option<&'a str>,
 }
+
+discreet!(Additions<'_> {});
 
 /// The messages for the model: `system_prompt`, `system` and `guidance` as one system message, then the beats, without
 /// the oldest if they would not fit into `context_size` together with `max_tokens` of answer. System text and the last

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Failure, Usage};
 use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
+use crate::text::discreet;
 
 /// Who speaks in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +65,7 @@ impl Status {
 }
 
 /// A story, without its messages.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Conversation {
     /// Its row.
     pub id: ConversationId,
@@ -79,6 +80,8 @@ pub struct Conversation {
     /// When it, or a message of it, last changed.
     pub updated_at: Timestamp,
 }
+
+discreet!(Conversation { id, bot_id, head_id });
 
 /// A story with all its messages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,7 +113,7 @@ pub struct Message {
 }
 
 /// One text of a message.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
     /// Its row.
     pub id: VariantId,
@@ -136,11 +139,15 @@ pub struct Variant {
     pub created_at: Timestamp,
 }
 
+discreet!(Variant { id, status });
+
 /// What one message says, without its place in the tree.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {
     /// Who speaks.
     pub role: Role,
     /// What is said.
     pub content: String,
 }
+
+discreet!(Beat { role });

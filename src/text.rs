@@ -18,6 +18,22 @@ pub fn prefix(text: &str, len_max: usize) -> &str {
     &text[..text.floor_char_boundary(len_max)]
 }
 
+/// Gives a type that holds people's words a `Debug` that has the named fields and nothing else: whatever is printed by
+/// mistake, in a panic too, says of a text that there is one.
+macro_rules! discreet {
+    ($type:ty { $($field:ident),* }) => {
+        impl std::fmt::Debug for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($type))
+                    $(.field(stringify!($field), &self.$field))*
+                    .finish_non_exhaustive()
+            }
+        }
+    };
+}
+
+pub(crate) use discreet;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,5 +49,17 @@ mod tests {
         assert_eq!(prefix("a🦊b", 4), "a");
         assert_eq!(prefix("a🦊b", 5), "a🦊");
         assert_eq!(prefix("ab", 9), "ab");
+    }
+
+    #[test]
+    fn a_text_is_not_printed() {
+        struct Note {
+            id: u8,
+            text: String,
+        }
+        discreet!(Note { id });
+        let note = Note { id: 7, text: "a secret".to_owned() };
+        assert_eq!(format!("{note:?}"), "Note { id: 7, .. }");
+        assert_eq!(note.text, "a secret");
     }
 }

@@ -31,6 +31,7 @@ use crate::saving;
 use crate::spending;
 use crate::store::{Begin, Begun, New, Place, new_write_token};
 use crate::story::{Beat, Role};
+use crate::text::discreet;
 
 /// What a caller is told to wait while the relay is restarted: about as long as a restart takes.
 const RETRY_AFTER_SHUTDOWN: Duration = Duration::from_secs(5);
@@ -45,7 +46,7 @@ pub struct Turn {
 }
 
 /// What is asked, apart from the name it goes by: equal asks have equal fingerprints.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Clone, Serialize)]
 pub struct Ask {
     /// Where the answer belongs.
     pub place: Place,
@@ -62,6 +63,8 @@ pub struct Ask {
     /// Randomness, instead of the bot's.
     pub temperature: Option<f64>,
 }
+
+discreet!(Ask { place, bot_id });
 
 /// Starts the generation for `turn`, or attaches to the one that exists, and returns its log once it has begun.
 ///

@@ -137,6 +137,67 @@ fn crates_stay_where_they_belong() {
     }
 }
 
+/// What people wrote, and secrets, under the names that fields of them have.
+const PRIVATE: &[&str] = &[
+    "content",
+    "guidance",
+    "input",
+    "key",
+    "master_key",
+    "prompt",
+    "reasoning",
+    "secret",
+    "system",
+    "system_prompt",
+    "text",
+    "title",
+    "token",
+    "write_token",
+];
+
+/// What prints all of what is in it.
+const PRINTED: &[&str] = &[
+    "String",
+    "Option<String>",
+    "Cow<",
+    "&str",
+    "&'a str",
+    "Option<&'a str>",
+    "Vec<u8>",
+    "Arc<str>",
+    "Box<str>",
+];
+
+/// A type that holds what people wrote has the `Debug` of `text::discreet!`; one that holds a secret has it in a type that does not
+/// print. So neither can be in a log or a panic by mistake.
+#[test]
+fn private_words_do_not_print() {
+    for source in sources("src") {
+        let mut derives = false;
+        for line in source.code().lines() {
+            if line.starts_with("#[derive(") {
+                derives = line.contains("Debug");
+            } else if line.starts_with('}')
+                || (!line.starts_with([' ', '#', '/']) && line.ends_with(';'))
+            {
+                derives = false;
+            }
+            let field =
+                line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(super) ");
+            let Some((name, kind)) = field.split_once(": ") else { continue };
+            let prints = PRINTED.iter().any(|printed| {
+                kind.trim_end_matches(',') == *printed
+                    || (printed.ends_with('<') && kind.starts_with(printed))
+            });
+            assert!(
+                !(derives && PRIVATE.contains(&name) && prints),
+                "{}: `{name}` is printed by a derived `Debug`",
+                source.path
+            );
+        }
+    }
+}
+
 #[test]
 fn every_setting_is_in_the_readme() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -28,7 +28,7 @@ pub(super) async fn list(
     relay.store.list_conversations(&caller, &listing.into()).await.map(JsonResponse)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct CreateBody {
     title: Option<String>,
     bot_id: Option<BotId>,
@@ -54,7 +54,7 @@ pub(super) async fn read(
     relay.store.read_tree(&caller, id).await.map(JsonResponse)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct PatchBody {
     title: Option<String>,
     #[serde(default, deserialize_with = "present")]
@@ -102,7 +102,7 @@ pub(super) async fn select_variant(
     relay.store.select_variant(&caller, id, body.variant_id).await.map(JsonResponse)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct WriteBody {
     content: String,
 }

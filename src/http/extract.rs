@@ -53,8 +53,13 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
         let path = error.path().to_string();
         let reason = error.into_inner();
         match reason.classify() {
-            serde_json::error::Category::Data if path != "." => {
-                invalid(format!("`{path}`: {}.", reason_without_place(&reason)))
+            serde_json::error::Category::Data => {
+                let reason = without_value(&reason_without_place(&reason));
+                if path == "." {
+                    invalid(format!("The body is not what is wanted: {reason}."))
+                } else {
+                    invalid(format!("`{path}`: {reason}."))
+                }
             }
             _ => invalid(format!("The body is not what is wanted: {reason}.")),
         }
@@ -67,6 +72,16 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
 fn reason_without_place(reason: &serde_json::Error) -> String {
     let reason = reason.to_string();
     reason.split(" at line ").next().unwrap_or(&reason).to_owned()
+}
+
+/// What serde says of a value, without the value: it may be a story, and the reason is logged. What is expected comes last,
+/// and is of our words.
+fn without_value(reason: &str) -> String {
+    let Some((found, expected)) = reason.rsplit_once(", expected ") else {
+        return reason.to_owned();
+    };
+    let kind = found.split(['"', '`']).next().unwrap_or_default().trim_end();
+    format!("{kind}, expected {expected}")
 }
 
 fn unreadable(rejection: &BytesRejection) -> Error {

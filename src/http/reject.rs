@@ -95,8 +95,8 @@ pub(super) fn envelope(error: &Error, request_id: &str) -> String {
     serde_json::to_string(&Envelope { error: body }).unwrap_or_default()
 }
 
-/// What a client gets when a handler panics. The panic's own message may hold anything, so it goes nowhere but to the
-/// operator's log, and that by the panic hook.
+/// What a client gets when a handler panics. The panic's own message may hold anything, so it goes nowhere; that
+/// there was one, and where, is in the operator's log by the panic hook.
 pub(super) fn panicked(_panic: Box<dyn Any + Send>) -> Response {
     Error::internal("a request handler panicked").into_response()
 }

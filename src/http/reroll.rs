@@ -21,7 +21,7 @@ use crate::text;
 use crate::turn::{self, Ask, Turn};
 
 /// The body of `POST /v1/reroll`.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct RerollBody {
     message_id: Option<MessageRef>,
     /// What the two-step form calls the message.

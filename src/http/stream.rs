@@ -30,7 +30,7 @@ use crate::turn::{self, Ask, Turn};
 const STOP_WAIT: Duration = Duration::from_secs(2);
 
 /// The body of `POST /v1/stream`.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct StartBody {
     conversation_id: Option<ConversationId>,
     parent_id: Option<MessageId>,
@@ -47,7 +47,7 @@ pub(super) struct StartBody {
 }
 
 /// One message of the caller's own context, as OpenAI has it.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(expecting = "a message {\"role\": …, \"content\": …}")]
 struct WireMessage {
     role: WireRole,
@@ -63,14 +63,14 @@ enum WireRole {
     Assistant,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(untagged, expecting = "text, or a list of parts {\"type\": \"text\", \"text\": …}")]
 enum Content {
     Text(String),
     Parts(Vec<Part>),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Part {
     Text { text: String },

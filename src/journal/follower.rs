@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use super::log::{Log, Phase, Presence, Seat, State};
 use crate::event::{Cursor, End, Kind, SEQ_START, Seq, Start};
-use crate::text;
+use crate::text::{self, discreet};
 
 /// The most text that one event carries, in bytes: what a follower hands over at once is what its socket must hold, so
 /// a reader that comes late to a long text gets it in parts as it reads them.
@@ -16,7 +16,6 @@ const EVENT_TEXT_LEN_MAX: usize = 64 << 10;
 const AHEAD_MAX: Seq = 64 << 10;
 
 /// One event as a follower sees it, borrowed from the log.
-#[derive(Debug)]
 pub enum View<'a> {
     /// The generation has begun.
     Start(&'a Start),
@@ -32,6 +31,8 @@ pub enum View<'a> {
     /// The generation has ended; nothing follows.
     End(&'a End),
 }
+
+discreet!(View<'_> {});
 
 /// A place in a generation. As long as a reader has one, the generation is not deserted.
 #[derive(Debug)]

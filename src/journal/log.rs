@@ -15,6 +15,7 @@ use super::{Opening, Running};
 use crate::error::{Code, Error};
 use crate::event::{End, Kind, SEQ_START, Seq, Start};
 use crate::id::{StreamId, UserId};
+use crate::text::discreet;
 
 /// The most text of one generation, in bytes of reasoning and content together. No model writes as much in one answer;
 /// a provider that does is broken or hostile.
@@ -28,7 +29,6 @@ const RETRY_AFTER_MOVE: Duration = Duration::from_secs(1);
 const OPENING_TIME_ELSEWHERE: Duration = Duration::from_secs(2);
 
 /// A generation that is over, as the database has it.
-#[derive(Debug)]
 pub struct Ended {
     /// Its first event.
     pub start: Start,
@@ -40,6 +40,8 @@ pub struct Ended {
     pub end: End,
 }
 
+discreet!(Ended { start, end });
+
 /// One generation, shared by its writer and its followers.
 #[derive(Debug)]
 pub struct Log {
@@ -47,7 +49,6 @@ pub struct Log {
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
 pub(super) struct State {
     pub(super) phase: Phase,
     /// Reasoning and content in the order in which they came.
@@ -65,6 +66,8 @@ pub(super) struct State {
     /// Absent where nothing survives the process.
     pub(super) recording: Option<Recording>,
 }
+
+discreet!(State { phase });
 
 #[derive(Debug, Clone)]
 pub(super) enum Phase {

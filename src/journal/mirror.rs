@@ -10,9 +10,10 @@ use tokio::time::Instant;
 use super::log::{Log, Phase};
 use crate::error::Error;
 use crate::event::{End, Kind, SEQ_START, Seq, Start};
+use crate::text::discreet;
 
 /// One event of a generation, as it is told.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(super) enum Told {
     Start(Start),
     Text(Kind, String),
@@ -22,6 +23,8 @@ pub(super) enum Told {
     /// How it goes on is not told here any more.
     Gone,
 }
+
+discreet!(Told {});
 
 /// Why a generation could not begin. Equal to nothing but itself, because errors are not compared.
 #[derive(Debug, Clone)]

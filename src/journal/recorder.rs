@@ -13,6 +13,7 @@ use super::log::Log;
 use crate::error::Error;
 use crate::event::{Failure, Kind};
 use crate::outbox::Name;
+use crate::text::discreet;
 
 /// How long text may wait to be copied: what can be lost of an unfinished answer when the process dies.
 const BATCH_TIME: Duration = Duration::from_millis(50);
@@ -25,7 +26,6 @@ pub(super) const BATCH_LEN: usize = 4 << 10;
 pub struct RecordId(pub i64);
 
 /// Text to be copied.
-#[derive(Debug)]
 pub struct Piece {
     /// Where to.
     pub record: RecordId,
@@ -36,6 +36,8 @@ pub struct Piece {
     /// The text.
     pub text: String,
 }
+
+discreet!(Piece { record, begin, kind });
 
 /// Where text survives the process. A fault of it is `Internal`, and no reason to go on.
 #[async_trait]

@@ -9,8 +9,10 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::text::discreet;
+
 /// What a chunk says. Borrows from the chunk's text where it can.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Default, PartialEq)]
 pub(super) struct Chunk<'a> {
     pub(super) reasoning: Cow<'a, str>,
     pub(super) content: Cow<'a, str>,
@@ -18,6 +20,8 @@ pub(super) struct Chunk<'a> {
     pub(super) usage: Option<ChunkUsage>,
     pub(super) error: Option<ChunkError>,
 }
+
+discreet!(Chunk<'_> { usage });
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ChunkUsage {
@@ -43,12 +47,14 @@ impl ChunkUsage {
 }
 
 /// What a provider says of its own failure.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub(super) struct ChunkError {
     /// An HTTP status, a word, or nothing.
     pub(super) code: Option<String>,
     pub(super) message: String,
 }
+
+discreet!(ChunkError {});
 
 /// Reads one chunk.
 ///

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{Batch, Completed, Progress, Request};
 use crate::event::Kind;
 use crate::id::random_byte;
+use crate::text::discreet;
 
 /// The provider's name.
 pub(super) const NAME: &str = "demo";
@@ -49,7 +50,6 @@ const AND_THEN: &[&str] = &[
 ];
 
 /// One answer of the storyteller, as far as it has been told.
-#[derive(Debug)]
 pub struct Story {
     text: String,
     told: usize,
@@ -57,6 +57,8 @@ pub struct Story {
     words_max: u32,
     next_word_at: Instant,
 }
+
+discreet!(Story { told, words });
 
 impl Story {
     pub(super) fn new(request: &Request) -> Self {

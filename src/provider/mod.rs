@@ -25,7 +25,7 @@ use crate::bot::Reasoning;
 use crate::error::Error;
 use crate::event::{Kind, Usage};
 use crate::story::Beat;
-use crate::text;
+use crate::text::{self, discreet};
 
 pub use guard::{LOOP_MARK, UpstreamAllow, special_purpose};
 pub use key_check::KeyCheck;
@@ -146,7 +146,6 @@ pub struct Completed {
 }
 
 /// Text that came in together, to be passed on together. Used again and again, so that a token costs no allocation.
-#[derive(Debug)]
 pub struct Batch {
     text: String,
     /// The kind of each stretch of text, and where it ends.
@@ -154,6 +153,8 @@ pub struct Batch {
     has_tokens: bool,
     shows_reasoning: bool,
 }
+
+discreet!(Batch { runs, has_tokens });
 
 impl Batch {
     /// An empty batch. Reasoning that is not shown is dropped here, before anybody could see or keep it.

@@ -11,6 +11,7 @@ use crate::event::{BotRef, Failure, Usage};
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
 use crate::provider_key::SealedKey;
 use crate::story::{Beat, Role, Status};
+use crate::text::discreet;
 
 /// How many characters of path a store returns for each token of the bot's `context_size`: real text has about four a
 /// token and hardly ever more than eight, so what is left out could not have been in the prompt, while a turn's cost
@@ -18,7 +19,7 @@ use crate::story::{Beat, Role, Status};
 pub(super) const PATH_CHARS_PER_TOKEN: u64 = 8;
 
 /// Where a generation belongs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize)]
 pub enum Place {
     /// Nothing is saved.
     Nowhere,
@@ -44,6 +45,8 @@ pub enum Place {
         conversation_id: Option<ConversationId>,
     },
 }
+
+discreet!(Place {});
 
 /// What is to begin.
 #[derive(Debug, Clone)]
@@ -177,7 +180,7 @@ pub struct Conclusion {
 }
 
 /// The end of a generation.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Finish {
     /// That of [`Begin::write_token`].
     pub write_token: SecretString,
@@ -196,6 +199,8 @@ pub struct Finish {
     /// The model that wrote it; empty: the one that began.
     pub model: String,
 }
+
+discreet!(Finish { outcome });
 
 impl Finish {
     /// The end of a generation with that text, reasoning first.
@@ -262,7 +267,7 @@ impl Finished {
 }
 
 /// What is saved of a stream. Also the wire form of `GET /v1/message-by-stream-id`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct SavedStream {
     /// The message.
     pub id: MessageId,
@@ -302,6 +307,8 @@ pub struct SavedStream {
     pub created_at: Timestamp,
 }
 
+discreet!(SavedStream { id, variant_id, stream_id, status });
+
 impl SavedStream {
     /// Makes it what it will be once `finish` is saved. Returns whether it will be there at all: what is taken back will
     /// not.
@@ -337,7 +344,7 @@ pub struct Announced {
 }
 
 /// What to change of a conversation: `None` leaves as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ConversationPatch {
     /// The title.
     pub title: Option<String>,
@@ -346,6 +353,8 @@ pub struct ConversationPatch {
     /// The head.
     pub head_id: Option<MessageId>,
 }
+
+discreet!(ConversationPatch { bot_id, head_id });
 
 /// Where a page of a list begins, and how long it may be.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -29,6 +29,7 @@ mod auth;
 mod bad_input;
 mod bots;
 mod budgets;
+mod canaries;
 mod contract;
 mod cors;
 mod damage;

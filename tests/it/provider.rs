@@ -180,9 +180,13 @@ pub(crate) struct Provider {
     shared: Arc<Shared>,
 }
 
+/// What makes an answer of a request.
+type Answers = dyn Fn(&Request) -> Script + Send + Sync;
+
 struct Shared {
     next: Mutex<VecDeque<Script>>,
     always: Mutex<Option<Script>>,
+    answers: Mutex<Option<Arc<Answers>>>,
     seen: watch::Sender<Seen>,
 }
 
@@ -201,6 +205,7 @@ impl Provider {
         let shared = Arc::new(Shared {
             next: Mutex::default(),
             always: Mutex::default(),
+            answers: Mutex::default(),
             seen: watch::Sender::new(Seen::default()),
         });
         let server = Arc::clone(&shared);
@@ -225,6 +230,11 @@ impl Provider {
     /// Answers every request that has no answer of its own.
     pub(crate) fn always(&self, script: Script) {
         *self.shared.always.lock().unwrap() = Some(script);
+    }
+
+    /// Answers every request with what that makes of it.
+    pub(crate) fn answers(&self, answers: impl Fn(&Request) -> Script + Send + Sync + 'static) {
+        *self.shared.answers.lock().unwrap() = Some(Arc::new(answers));
     }
 
     pub(crate) fn requests(&self) -> Vec<Request> {
@@ -263,7 +273,9 @@ async fn serve(socket: TcpStream, shared: Arc<Shared>) {
     while let Some(request) = read_request(&mut reader, &mut buffer).await {
         let script = {
             let next = shared.next.lock().unwrap().pop_front();
-            next.or_else(|| shared.always.lock().unwrap().clone())
+            let answers = shared.answers.lock().unwrap().clone();
+            next.or_else(|| answers.map(|answers| answers(&request)))
+                .or_else(|| shared.always.lock().unwrap().clone())
                 .expect("the provider has no script for a request")
         };
         let mut at = 0;

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use redis::streams::StreamRangeReply;
 use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -356,7 +357,7 @@ impl Journal for SharedJournal {
             Err(Away) => return Estate::Unknown,
         };
         let [Some(holder), Some(known)] = &found[..] else { return Estate::Unknown };
-        if known != write_token.expose_secret() {
+        if !is_same(known, write_token) {
             return Estate::Unknown;
         }
         if Some(holder) != self.shared.predecessor.as_ref() {
@@ -395,4 +396,9 @@ impl Journal for SharedJournal {
         self.shared.publisher.flush_within(CLOSING_TIME).await;
         self.shared.end_lease().await;
     }
+}
+
+/// Compares by hashes: how long that takes says nothing of how much of two secrets is the same.
+fn is_same(known: &str, write_token: &SecretString) -> bool {
+    Sha256::digest(known) == Sha256::digest(write_token.expose_secret())
 }

@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use crate::text::discreet;
+
 /// The longest line in bytes. The longest honest line is one JSON chunk that carries a whole answer at once.
 pub const LINE_LEN_MAX: usize = 1 << 20;
 
@@ -18,7 +20,7 @@ const ID_LEN_MAX: usize = 1 << 10;
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// One dispatched event.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Event<'a> {
     /// The event's type, `message` where the source names none.
     pub name: Cow<'a, str>,
@@ -27,6 +29,8 @@ pub struct Event<'a> {
     /// The last id that the source set, in this event or before it.
     pub id: Cow<'a, str>,
 }
+
+discreet!(Event<'_> {});
 
 /// A source sent a line or an event that is longer than any honest one. The decoder is of no more use then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +44,7 @@ pub enum Oversized {
 }
 
 /// The state between two pieces of a stream.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Decoder {
     /// How much of a byte order mark the stream has begun with; `None` once that is settled.
     mark: Mark,
@@ -54,6 +58,8 @@ pub struct Decoder {
     id: Vec<u8>,
     retry_ms: Option<u64>,
 }
+
+discreet!(Decoder {});
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
