@@ -186,6 +186,9 @@ fn serve(mode: Mode, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Fail
     telemetry::start(lookup("RELAY_LOG").as_deref())
         .map_err(|error| format!("RELAY_LOG cannot be read: {error}"))?;
     let config = Config::from_env(mode, lookup)?;
+    if !config.core_dumps {
+        forbid_core_dumps()?;
+    }
     // Each stream needs two sockets, and the usual soft limit of 1,024 files is soon reached.
     let files = rlimit::increase_nofile_limit(u64::MAX)?;
     info!(files, "limit of open files");
@@ -195,6 +198,17 @@ fn serve(mode: Mode, lookup: impl Fn(&str) -> Option<String>) -> Result<(), Fail
     // What runs still may say its last, so that the reason is the last line of all; but it may be what cannot go on.
     runtime.shutdown_timeout(LAST_WORDS_TIME);
     ended
+}
+
+/// Keeps the keys in the process's memory out of files and crash reports, also where it dies.
+///
+/// The limit is one byte and not none: no dump fits into that either, and it is the one limit by which Linux hands none to a
+/// program that collects dumps either (`fs/coredump.c`).
+fn forbid_core_dumps() -> std::io::Result<()> {
+    // What is forbidden already can only become less.
+    let (_, most) = rlimit::getrlimit(rlimit::Resource::CORE)?;
+    let least = most.min(1);
+    rlimit::setrlimit(rlimit::Resource::CORE, least, least)
 }
 
 async fn serve_until_signal(mut config: Config, limits: listener::Limits) -> Result<(), Failure> {

@@ -65,6 +65,8 @@ pub struct Config {
     pub times: Times,
     /// The Redis that several instances share.
     pub redis_url: Option<SecretString>,
+    /// Whether a crash may leave a copy of the process's memory, with all keys in it. `RELAY_CORE_DUMPS`.
+    pub core_dumps: bool,
 }
 
 /// Where the relay keeps what must survive it.
@@ -152,6 +154,7 @@ impl Config {
             trusted_proxies: reader.trusted_proxies(),
             times: times(&mut reader),
             redis_url: reader.redis_url(),
+            core_dumps: reader.parsed("RELAY_CORE_DUMPS", false, "true or false"),
             data,
             database,
         };

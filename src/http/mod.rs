@@ -16,6 +16,7 @@ mod operations;
 mod reject;
 mod request_log;
 mod reroll;
+mod security;
 mod sse;
 mod stream;
 
@@ -74,6 +75,7 @@ pub fn router(relay: Arc<Relay>, origins: Origins, proxies: Proxies) -> Router {
         .layer(CatchPanicLayer::custom(reject::panicked))
         .layer(cors::layer(origins))
         .layer(from_fn(request_log::log))
+        .layer(from_fn(security::harden))
         .with_state(relay)
 }
 

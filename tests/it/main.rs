@@ -38,6 +38,7 @@ mod durability;
 mod faults;
 mod follow;
 mod hostile_tokens;
+mod hygiene;
 mod instances;
 mod key_sets;
 mod keys;

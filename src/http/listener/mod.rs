@@ -178,10 +178,16 @@ impl Door {
     }
 }
 
+/// What one connection too many is told. It has the headers of every other answer, which a test compares.
+const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: application/json\r\n\
+    content-length: 88\r\nconnection: close\r\ncache-control: no-store\r\n\
+    content-security-policy: default-src 'none'; frame-ancestors 'none'\r\nreferrer-policy: no-referrer\r\n\
+    x-content-type-options: nosniff\r\nx-frame-options: DENY\r\n\r\n\
+    {\"error\":{\"code\":\"overloaded\",\"message\":\"Too many connections. Try again in a moment.\"}}";
+
 /// Tells one connection too many to come back.
 async fn turn_away(mut socket: TcpStream) -> io::Result<()> {
-    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: application/json\r\ncontent-length: 88\r\nconnection: close\r\n\r\n{\"error\":{\"code\":\"overloaded\",\"message\":\"Too many connections. Try again in a moment.\"}}";
-    socket.write_all(ANSWER).await?;
+    socket.write_all(TOO_MANY.as_bytes()).await?;
     socket.shutdown().await?;
     // A socket that is closed with something unread in it is reset, and its answer with it.
     copy(&mut socket.take(64 << 10), &mut sink()).await?;
@@ -191,6 +197,18 @@ async fn turn_away(mut socket: TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_is_turned_away_is_told_as_everybody_is() {
+        let (head, body) = TOO_MANY.split_once("\r\n\r\n").unwrap();
+        for (name, value) in crate::http::security::HEADERS {
+            assert!(
+                head.lines().any(|line| line == format!("{name}: {value}")),
+                "{name} in {head}"
+            );
+        }
+        assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+    }
 
     #[test]
     fn a_quarter_of_the_files_is_for_what_is_no_connection() {
