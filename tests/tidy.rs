@@ -224,3 +224,25 @@ fn every_code_is_documented() {
         assert!(protocol.contains(&format!("`{code}`")), "{code} is not in docs/protocol.md");
     }
 }
+
+/// What stops an attack is worth as much as the test that shows it.
+#[test]
+fn every_test_that_security_rests_on_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let security = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let sources: Vec<_> = sources("src").into_iter().chain(sources("tests")).collect();
+    let mut named = 0;
+    for quoted in security.split('`').skip(1).step_by(2) {
+        let Some((module, test)) =
+            quoted.split_once("::").filter(|(module, _)| *module != "module")
+        else {
+            continue;
+        };
+        named += 1;
+        let is_there = sources.iter().any(|source| {
+            source.path.contains(module) && source.text.contains(&format!("fn {test}("))
+        });
+        assert!(is_there, "SECURITY.md names {quoted}, which is no test");
+    }
+    assert!(named > 40, "{named}");
+}
