@@ -1,9 +1,13 @@
 //! Tokens a day: nobody gets more than their budget, however they ask, and the book is right again whatever happened.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use storytellr_relay::clock;
+use storytellr_relay::limits::tokens::Day;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::Reading;
 use crate::provider::{Gate, PATIENCE, Provider, Script};
@@ -23,8 +27,17 @@ fn limited(relay: Builder) -> Builder {
 /// A user whose bot takes any context.
 async fn user(relay: &TestRelay) -> User {
     let user = relay.stranger();
-    user.bot(json!({"context_size": 10_000_000})).await;
+    prepare(&user).await;
     user
+}
+
+async fn prepare(user: &User) {
+    // At midnight all books begin anew, and no test expects that.
+    let rest = Day::rest(clock::now());
+    if rest < 3 * PATIENCE {
+        sleep(rest).await;
+    }
+    user.bot(json!({"context_size": 10_000_000})).await;
 }
 
 /// Says something that may cost [`ANSWER`].
@@ -52,7 +65,7 @@ async fn comes_to(user: &User, expected: impl Fn(u64) -> bool) -> u64 {
             return left;
         }
         assert!(since.elapsed() < PATIENCE, "{left} left");
-        sleep(std::time::Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -132,7 +145,8 @@ async fn a_hundred_requests_at_two_relays_never_overspend() {
 #[tokio::test]
 async fn the_book_is_right_however_an_answer_ends() {
     let provider = Provider::start().await;
-    let relay = limited(TestRelay::with(&provider)).start().await;
+    let relay = limited(TestRelay::with(&provider)).env("RELAY_DRAIN", "0s").start();
+    let mut relay = relay.await;
     let user = user(&relay).await;
     let mut expected = LIMIT;
 
@@ -165,6 +179,13 @@ async fn the_book_is_right_however_an_answer_ends() {
     assert!((5..50).contains(&failed), "a prompt and some words: {failed}");
     expected -= failed;
 
+    provider.once(Script::new().token("Once upon a time.").stall());
+    user.stream(asked()).await.until("token").await;
+    relay.restart().await;
+    let interrupted = expected - left(&user).await;
+    assert_eq!(interrupted, failed, "as the relay counts it, also at its own end");
+    expected -= interrupted;
+
     // Refused before it began: nothing was set aside, and nothing is saved.
     let story = user.conversation().await;
     let body = json!({"conversation_id": story, "input": "Go.", "max_tokens": 2_000_000, "stream_id": "same"});
@@ -196,13 +217,13 @@ async fn the_book_survives_a_killed_relay() {
     let recorded = || {
         let journal = rusqlite::Connection::open(relay.data().join("journal.db")).unwrap();
         let count =
-            journal.query_row("select count(*) from pieces", [], |row| row.get::<_, i64>(0));
+            journal.query_row("select count(*) from batches", [], |row| row.get::<_, i64>(0));
         count.unwrap()
     };
     let since = Instant::now();
     while recorded() == 0 {
         assert!(since.elapsed() < PATIENCE);
-        sleep(std::time::Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
     }
     assert!(left(&user).await <= LIMIT - 70_000 - ANSWER, "set aside meanwhile");
     relay.kill().await;
@@ -220,6 +241,34 @@ async fn the_book_survives_a_killed_relay() {
 
     relay.restart().await;
     assert_eq!(left(&user).await, LIMIT - 70_000 - killed - in_full);
+    relay.finish().await;
+}
+
+/// Nine answers at a time, of which each costs 30 if it comes to its end, and its prompt and a word if it does not.
+#[tokio::test]
+async fn a_relay_killed_at_any_moment_keeps_its_book() {
+    let provider = Provider::start().await;
+    let usage = json!({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 21}});
+    let moment = Duration::from_millis(50);
+    provider.always(Script::new().token("x").pause(moment).finish("stop").chunk(&usage).done());
+    let mut relay = limited(TestRelay::with(&provider)).start().await;
+    let user = user(&relay).await;
+    let stories = join_all((0..9).map(|_| user.conversation())).await;
+    for later in [0, 5, 15, 30, 60, 90, 120, 200] {
+        let before = left(&user).await;
+        let user = &user;
+        let asked = stories.iter().map(|story| async move {
+            let body = json!({"conversation_id": story, "input": "Go.", "max_tokens": ANSWER});
+            let request = user.request(Method::POST, "/v1/stream").body(body.to_string());
+            request.send().await?.bytes().await
+        });
+        // How far they come is not known, and does not matter.
+        let _cut_off = timeout(Duration::from_millis(later), join_all(asked)).await;
+        relay.kill().await;
+        relay.start_again().await;
+        let spent = before - left(&user).await;
+        assert!(spent <= 9 * 30, "{spent} after {later} ms");
+    }
     relay.finish().await;
 }
 
@@ -290,6 +339,25 @@ async fn with_redis_gone_each_relay_limits_by_itself_and_tells_afterwards() {
     pair.finish().await;
 }
 
+#[tokio::test]
+async fn a_new_day_is_a_new_budget() {
+    let provider = Provider::start().await;
+    let pair = Pair::start_with(&provider, limited).await;
+    let user = user(&pair.first).await;
+    provider.once(costing(1_000_000));
+    user.stream(asked()).await.done().await;
+    assert_eq!(left(&user).await, LIMIT - 1_000_000);
+    // As if that had been long ago.
+    pair.redis.call::<()>(&["HSET", &account(&user), "day", "20000"]);
+    assert_eq!(left(&user).await, LIMIT);
+    provider.once(costing(1_000));
+    user.stream(asked()).await.done().await;
+    assert_eq!(left(&pair.second.same(&user)).await, LIMIT - 1_000);
+    let life: u64 = pair.redis.call(&["TTL", &account(&user)]);
+    assert!(life <= 86_400, "it is gone at midnight: {life}");
+    pair.finish().await;
+}
+
 fn account(user: &User) -> String {
     format!("relay:tokens:{}", user.id)
 }
@@ -304,7 +372,7 @@ async fn anonymous_users_have_a_budget_of_their_own() {
         .start()
         .await;
     let anonymous = relay.anonymous();
-    anonymous.bot(json!({"context_size": 10_000_000})).await;
+    prepare(&anonymous).await;
     anonymous.stream(asked()).await.done().await;
     assert_eq!(left(&anonymous).await, 199_000);
     let signed_in = user(&relay).await;

@@ -57,6 +57,14 @@ impl Corpus {
     fn add(&mut self, what: impl Into<String>, token: impl Into<String>, reason: &'static str) {
         self.0.push((what.into(), token.into(), reason));
     }
+
+    /// A good token but for that claim.
+    fn add_claim(&mut self, signer: &Signer, claim: &str, value: Value, reason: &'static str) {
+        let start: String = value.to_string().chars().take(60).collect();
+        let claims = with(claims(), claim, &value).to_string();
+        let token = signer.compact(signer.header().to_string(), claims);
+        self.add(format!("{claim} {start}: {:?}", signer.algorithm), token, reason);
+    }
 }
 
 fn claims() -> Value {
@@ -78,49 +86,51 @@ fn decoded(text: &str) -> Vec<u8> {
     URL_SAFE_NO_PAD.decode(text).unwrap()
 }
 
+/// What no key of a project has, in and out of the registry.
+const UNKNOWN_ALGORITHMS: &[&str] = &[
+    "none",
+    "None",
+    "NONE",
+    "nOnE",
+    "none\0",
+    " none",
+    "",
+    " ",
+    "HS256 ",
+    "hs256",
+    "HS256\0",
+    "HS384",
+    "HS512",
+    "ES384",
+    "ES512",
+    "ES256K",
+    "es256",
+    "PS256",
+    "PS384",
+    "PS512",
+    "RS384",
+    "RS512",
+    "rs256",
+    "Ed25519",
+    "Ed448",
+    "EDDSA",
+    "RSA1_5",
+    "RSA-OAEP",
+    "RSA-OAEP-256",
+    "dir",
+    "A128KW",
+    "ECDH-ES",
+    "PBES2-HS256+A128KW",
+    "HS256,ES256",
+    "\u{ff28}S256",
+];
+
 /// RFC 8725, 2.1 and 3.1: nobody but the relay says how a token is checked.
 fn algorithms(keys: &Keys, corpus: &mut Corpus) {
-    let unknown = [
-        "none",
-        "None",
-        "NONE",
-        "nOnE",
-        "none\0",
-        " none",
-        "",
-        " ",
-        "HS256 ",
-        "hs256",
-        "HS256\0",
-        "HS384",
-        "HS512",
-        "ES384",
-        "ES512",
-        "ES256K",
-        "es256",
-        "PS256",
-        "PS384",
-        "PS512",
-        "RS384",
-        "RS512",
-        "rs256",
-        "Ed25519",
-        "Ed448",
-        "EDDSA",
-        "RSA1_5",
-        "RSA-OAEP",
-        "RSA-OAEP-256",
-        "dir",
-        "A128KW",
-        "ECDH-ES",
-        "PBES2-HS256+A128KW",
-        "HS256,ES256",
-        "\u{ff28}S256",
-    ];
     for signer in &keys.ours {
         let (message, signature) = good(signer);
         let (_, payload) = message.split_once('.').unwrap();
-        for alg in unknown {
+        for alg in UNKNOWN_ALGORITHMS {
             let header = with(signer.header(), "alg", &json!(alg)).to_string();
             let what = format!("alg {alg:?} of {:?}", signer.algorithm);
             corpus.add(
@@ -152,7 +162,10 @@ fn algorithms(keys: &Keys, corpus: &mut Corpus) {
         header.as_object_mut().unwrap().remove("alg");
         corpus.add("no alg", signer.compact(header.to_string(), claims().to_string()), NO_TOKEN);
     }
-    // An algorithm that is known, of another key.
+}
+
+/// An algorithm that is known, of another key.
+fn algorithms_of_other_keys(keys: &Keys, corpus: &mut Corpus) {
     for signer in &keys.ours {
         for other in keys.ours.iter().filter(|other| other.algorithm != signer.algorithm) {
             let what = format!("{:?} says {:?}", signer.algorithm, other.algorithm);
@@ -481,7 +494,7 @@ fn deflated(bytes: &[u8]) -> Vec<u8> {
 
 /// RFC 8725, 3.10 to 3.12, and RFC 7515, 4.1: what a header may not bring about.
 fn headers(keys: &Keys, corpus: &mut Corpus) {
-    for (ours, theirs) in keys.ours.iter().zip(&keys.theirs) {
+    for ours in &keys.ours {
         let name = format!("{:?}", ours.algorithm);
         let mut add = |what: String, header: Value, reason| {
             corpus.add(
@@ -542,34 +555,6 @@ fn headers(keys: &Keys, corpus: &mut Corpus) {
         ] {
             add(format!("{field} {value}"), with(ours.header(), field, &value), NO_TOKEN);
         }
-        // An attacker's token with the attacker's key in it, or the way to it.
-        let url = json!("https://attacker.example/jwks.json");
-        let certificate = json!([STANDARD.encode(&theirs.der)]);
-        let jwk = if theirs.jwk.is_null() {
-            json!({"kty": "oct", "alg": "HS256", "k": encoded("an-attackers-secret-of-at-least-32-characters")})
-        } else {
-            theirs.jwk.clone()
-        };
-        for (field, value) in
-            [("jku", &url), ("x5u", &url), ("url", &url), ("x5c", &certificate), ("jwk", &jwk)]
-        {
-            let header = with(ours.header(), field, value).to_string();
-            corpus.add(
-                format!("{field}: {name}"),
-                theirs.compact(header, claims().to_string()),
-                FORGED,
-            );
-            if !ours.kid.is_empty() {
-                for (kid, reason) in [(json!("theirs"), UNKNOWN), (json!(null), NAMELESS)] {
-                    let header = with(with(ours.header(), field, value), "kid", &kid).to_string();
-                    corpus.add(
-                        format!("{field}, kid {kid}: {name}"),
-                        theirs.compact(header, claims().to_string()),
-                        reason,
-                    );
-                }
-            }
-        }
         // A token in a token.
         let inner = ours.compact(ours.header().to_string(), claims().to_string());
         let nested = with(ours.header(), "cty", &json!("JWT")).to_string();
@@ -578,6 +563,10 @@ fn headers(keys: &Keys, corpus: &mut Corpus) {
         let message = format!("{}.{}", encoded(unencoded), claims().to_string().replace('.', ""));
         corpus.add(format!("claims that are not encoded: {name}"), ours.signed(&message), DAMAGED);
     }
+}
+
+/// RFC 7516: encrypted tokens, and RFC 8725, 3.10: names of keys that are more than names.
+fn encrypted_ones_and_names(keys: &Keys, corpus: &mut Corpus) {
     for alg in ["dir", "RSA-OAEP-256", "A256KW", "ECDH-ES", "PBES2-HS256+A128KW"] {
         let header = encoded(
             json!({"alg": alg, "enc": "A256GCM", "p2c": 2_147_483_647, "zip": "DEF"}).to_string(),
@@ -624,46 +613,85 @@ fn headers(keys: &Keys, corpus: &mut Corpus) {
     corpus.add("a long kid", ec.compact(header, claims().to_string()), UNKNOWN);
 }
 
-/// RFC 8725, 3.8 and 3.9: whose tokens, for whom, from when and until when.
-fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
-    let now = jsonwebtoken::get_current_timestamp();
-    let id = "6f6f0b3c-7a27-4a4f-9d0c-0a6a1f2a4a11";
-    for signer in &keys.ours {
-        let name = format!("{:?}", signer.algorithm);
-        let mut add = |claim: &str, value: Value, reason| {
-            let claims = with(claims(), claim, &value).to_string();
-            let start = value.to_string().chars().take(60).collect::<String>();
-            corpus.add(
-                format!("{claim} {start}: {name}"),
-                signer.compact(signer.header().to_string(), claims),
-                reason,
-            );
+/// RFC 8725, 3.10: an attacker's token with the attacker's key in it, or the way to it.
+fn keys_brought_along(keys: &Keys, corpus: &mut Corpus) {
+    for (ours, theirs) in keys.ours.iter().zip(&keys.theirs) {
+        let name = format!("{:?}", ours.algorithm);
+        let url = json!("https://attacker.example/jwks.json");
+        let certificate = json!([STANDARD.encode(&theirs.der)]);
+        let jwk = if theirs.jwk.is_null() {
+            json!({"kty": "oct", "alg": "HS256", "k": encoded("an-attackers-secret-of-at-least-32-characters")})
+        } else {
+            theirs.jwk.clone()
         };
+        for (field, value) in
+            [("jku", &url), ("x5u", &url), ("url", &url), ("x5c", &certificate), ("jwk", &jwk)]
+        {
+            let header = with(ours.header(), field, value).to_string();
+            corpus.add(
+                format!("{field}: {name}"),
+                theirs.compact(header, claims().to_string()),
+                FORGED,
+            );
+            if !ours.kid.is_empty() {
+                for (kid, reason) in [(json!("theirs"), UNKNOWN), (json!(null), NAMELESS)] {
+                    let header = with(with(ours.header(), field, value), "kid", &kid).to_string();
+                    corpus.add(
+                        format!("{field}, kid {kid}: {name}"),
+                        theirs.compact(header, claims().to_string()),
+                        reason,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// RFC 8725, 3.9 and 3.10: a claim of another type is none.
+fn claims_of_other_types(keys: &Keys, corpus: &mut Corpus) {
+    let now = jsonwebtoken::get_current_timestamp();
+    for signer in &keys.ours {
         for claim in ["exp", "aud", "iss", "sub", "role"] {
             for wrong in
                 [json!(null), json!({}), json!({"a": 1}), json!(true), json!([[]]), json!([1])]
             {
-                add(claim, wrong, CLAIM);
+                corpus.add_claim(signer, claim, wrong, CLAIM);
             }
         }
         for claim in ["exp", "nbf", "iat"] {
             for wrong in
                 [json!(now.to_string()), json!(""), json!("NaN"), json!("1e309"), json!([now + 60])]
             {
-                add(claim, wrong, CLAIM);
+                corpus.add_claim(signer, claim, wrong, CLAIM);
             }
         }
         for claim in ["iss", "sub", "role"] {
-            for wrong in [json!(7), json!([id]), json!(1.5)] {
-                add(claim, wrong, CLAIM);
+            for wrong in [json!(7), json!(["x"]), json!(1.5)] {
+                corpus.add_claim(signer, claim, wrong, CLAIM);
             }
         }
         for wrong in [json!(7), json!(["authenticated", 7]), json!(["authenticated", null])] {
-            add("aud", wrong, CLAIM);
+            corpus.add_claim(signer, "aud", wrong, CLAIM);
         }
         for wrong in [json!("true"), json!(1), json!(null), json!([])] {
-            add("is_anonymous", wrong, CLAIM);
+            corpus.add_claim(signer, "is_anonymous", wrong, CLAIM);
         }
+        for claims in ["1e309", "-1e309", "1e400", "99e999999999"] {
+            let far =
+                with(self::claims(), "exp", &json!(424_242)).to_string().replace("424242", claims);
+            corpus.add(
+                format!("exp {claims}: {:?}", signer.algorithm),
+                signer.compact(signer.header().to_string(), far),
+                CLAIM,
+            );
+        }
+    }
+}
+
+/// RFC 7519, 4.1: from when and until when.
+fn times(keys: &Keys, corpus: &mut Corpus) {
+    let now = jsonwebtoken::get_current_timestamp();
+    for signer in &keys.ours {
         for past in [
             json!(0),
             json!(-1),
@@ -674,7 +702,7 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             json!(-0.0),
             json!(1e-300),
         ] {
-            add("exp", past, "expired");
+            corpus.add_claim(signer, "exp", past, "expired");
         }
         for future in [
             json!(now + 120),
@@ -683,9 +711,16 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             json!(now as f64 + 120.5),
             json!(now * 1_000),
         ] {
-            add("nbf", future.clone(), "not valid yet");
-            add("iat", future, "issued in the future");
+            corpus.add_claim(signer, "nbf", future.clone(), "not valid yet");
+            corpus.add_claim(signer, "iat", future, "issued in the future");
         }
+    }
+}
+
+/// RFC 8725, 3.8 and 3.9: whose tokens, and for whom.
+fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
+    let id = "6f6f0b3c-7a27-4a4f-9d0c-0a6a1f2a4a11";
+    for signer in &keys.ours {
         for aud in [
             json!(""),
             json!([]),
@@ -696,7 +731,7 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             json!(["anon", ""]),
             json!("authenticated,anon"),
         ] {
-            add("aud", aud, "`aud`");
+            corpus.add_claim(signer, "aud", aud, "`aud`");
         }
         for role in [
             "anon",
@@ -709,7 +744,7 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             "authenticated\0",
             "\u{430}uthenticated",
         ] {
-            add("role", json!(role), "`role`");
+            corpus.add_claim(signer, "role", json!(role), "`role`");
         }
         for iss in [
             String::new(),
@@ -726,7 +761,7 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             ISSUER.replace("project", "pr\u{43e}ject"),
             format!("https://attacker.example/{ISSUER}"),
         ] {
-            add("iss", json!(iss), "`iss`");
+            corpus.add_claim(signer, "iss", json!(iss), "`iss`");
         }
         for sub in [
             String::new(),
@@ -745,16 +780,7 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             format!("{id}' or '1'='1"),
             id[..35].to_owned(),
         ] {
-            add("sub", json!(sub), "`sub`");
-        }
-        for claims in ["1e309", "-1e309", "1e400", "99e999999999"] {
-            let far =
-                with(self::claims(), "exp", &json!(424_242)).to_string().replace("424242", claims);
-            corpus.add(
-                format!("exp {claims}: {name}"),
-                signer.compact(signer.header().to_string(), far),
-                CLAIM,
-            );
+            corpus.add_claim(signer, "sub", json!(sub), "`sub`");
         }
     }
 }
@@ -859,12 +885,17 @@ fn corpus(keys: &Keys) -> Corpus {
     let mut corpus = Corpus::default();
     for part in [
         algorithms,
+        algorithms_of_other_keys,
         public_keys_as_secrets,
         signatures,
         curves,
         forms,
         texts,
         headers,
+        keys_brought_along,
+        encrypted_ones_and_names,
+        claims_of_other_types,
+        times,
         claims_of_others,
         long_ones,
     ] {

@@ -168,3 +168,63 @@ fn debt(row: &Row<'_>) -> rusqlite::Result<(i64, Debt)> {
 fn number(tokens: u64) -> i64 {
     i64::try_from(tokens).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::id::UserId;
+
+    /// A wish of one user for so many tokens of a hundred, on that day.
+    fn wish(stream: &str, day: i64, answer: u64) -> Wish {
+        Wish {
+            name: Name { owner: UserId(Uuid::nil()), stream_id: stream.parse().unwrap() },
+            day: Day(day),
+            estimate: Estimate { prompt: 10, answer },
+            limit: 100,
+            elsewhere: 0,
+            is_shared: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_yesterday_counts_to_yesterday() {
+        let file = JournalFile::open_in_memory().unwrap();
+        file.reserve(wish("a", 1, 90)).await.unwrap().unwrap();
+        assert_eq!(file.reserve(wish("b", 1, 0)).await.unwrap(), Err(100));
+        file.reserve(wish("b", 2, 90)).await.unwrap().unwrap();
+        file.settle(&wish("a", 1, 0).name, Used::All).await.unwrap();
+        file.settle(&wish("b", 2, 0).name, Used::Answer(10)).await.unwrap();
+        assert_eq!(file.reserve(wish("c", 2, 71)).await.unwrap(), Err(20));
+        let days = file.read(|connection| {
+            let count = "select count(*) from spent where day < 2";
+            Ok(connection.query_row(count, [], |row| row.get::<_, i64>(0))?)
+        });
+        assert_eq!(days.await.unwrap(), 0, "and yesterday is forgotten");
+    }
+
+    #[tokio::test]
+    async fn what_is_known_of_others_counts_and_what_is_settled_is_owed_them() {
+        let file = JournalFile::open_in_memory().unwrap();
+        let shared = |stream, elsewhere, answer| Wish {
+            is_shared: true,
+            elsewhere,
+            ..wish(stream, 1, answer)
+        };
+        assert_eq!(file.reserve(shared("a", 60, 31)).await.unwrap(), Err(60));
+        file.reserve(shared("a", 60, 30)).await.unwrap().unwrap();
+        let used = Used::Counted { tokens: 25, estimated: true };
+        file.settle(&wish("a", 1, 0).name, used).await.unwrap();
+        // Twice changes nothing.
+        file.settle(&wish("a", 1, 0).name, Used::All).await.unwrap();
+        assert_eq!(file.reserve(shared("b", 60, 6)).await.unwrap(), Err(85));
+        let debts = file.debts(10).await.unwrap();
+        let debt = Debt { name: wish("a", 1, 0).name, day: Day(1), used, is_new: true };
+        assert_eq!(debts.iter().map(|(_, debt)| debt).collect::<Vec<_>>(), [&debt]);
+        file.paid(debts.iter().map(|(id, _)| *id).collect()).await.unwrap();
+        assert_eq!(file.debts(10).await.unwrap(), []);
+        // They say so themselves from now on.
+        assert_eq!(file.reserve(shared("b", 85, 6)).await.unwrap(), Err(85));
+    }
+}

@@ -16,7 +16,7 @@ use crate::id::UserId;
 use crate::limits::refusal::over_budget;
 use crate::limits::tokens::{Day, Debt, Estimate, Held, Ledger, Used, Wish};
 use crate::outbox::Name;
-use crate::redis_client::{Away, Redis};
+use crate::redis_client::Redis;
 
 /// Debts that are told in one round trip.
 const BATCH_LEN: u32 = 256;
@@ -127,19 +127,16 @@ impl Book {
             for (_, Debt { name, day, used, is_new }) in &debts {
                 calls.add_command(call(name, Some(*day), *used, *is_new));
             }
-            match self.redis.pipeline::<Vec<u64>>(&calls).await {
-                Ok(taken) => {
-                    for ((_, debt), taken) in debts.iter().zip(taken) {
-                        self.learn(debt.name.owner, debt.day, taken);
-                    }
-                    // Told twice, if the process dies before, which changes nothing.
-                    let ids = debts.iter().map(|(id, _)| *id).collect();
-                    if let Err(error) = self.ledger.paid(ids).await {
-                        return error;
-                    }
+            // Else the client has told that it is away.
+            if let Ok(taken) = self.redis.pipeline::<Vec<u64>>(&calls).await {
+                for ((_, debt), taken) in debts.iter().zip(taken) {
+                    self.learn(debt.name.owner, debt.day, taken);
                 }
-                // The client has told that it is away.
-                Err(Away) => {}
+                // Told twice, if the process dies before, which changes nothing.
+                let ids = debts.iter().map(|(id, _)| *id).collect();
+                if let Err(error) = self.ledger.paid(ids).await {
+                    return error;
+                }
             }
         }
     }
