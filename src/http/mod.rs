@@ -17,7 +17,7 @@ mod reject;
 mod request_log;
 mod reroll;
 mod security;
-mod sse;
+pub mod sse;
 mod stream;
 
 use std::sync::Arc;

@@ -106,8 +106,8 @@ impl http_body::Body for EventStream {
     }
 }
 
-/// Writes one event. Text goes as it is, line by line; it holds no carriage return, which would end a line too.
-fn encode(frame: &mut BytesMut, id: u64, view: &View<'_>) {
+/// Appends one event to `frame`. Text goes as it is, line by line; it holds no carriage return, which would end a line too.
+pub fn encode(frame: &mut BytesMut, id: u64, view: &View<'_>) {
     match view {
         View::Start(start) => encode_json(frame, id, "start", start),
         View::Text(kind, text) => {

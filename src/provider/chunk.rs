@@ -13,20 +13,28 @@ use crate::text::discreet;
 
 /// What a chunk says. Borrows from the chunk's text where it can.
 #[derive(Default, PartialEq)]
-pub(super) struct Chunk<'a> {
-    pub(super) reasoning: Cow<'a, str>,
-    pub(super) content: Cow<'a, str>,
-    pub(super) finish_reason: Option<Cow<'a, str>>,
-    pub(super) usage: Option<ChunkUsage>,
-    pub(super) error: Option<ChunkError>,
+pub struct Chunk<'a> {
+    /// What the model thinks; may be empty.
+    pub reasoning: Cow<'a, str>,
+    /// More of the answer; may be empty.
+    pub content: Cow<'a, str>,
+    /// Why the answer ends, on the chunk that ends it.
+    pub finish_reason: Option<Cow<'a, str>>,
+    /// The provider's count.
+    pub usage: Option<ChunkUsage>,
+    /// Why the provider failed.
+    pub error: Option<ChunkError>,
 }
 
 discreet!(Chunk<'_> { usage });
 
+/// Tokens as the provider counts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ChunkUsage {
-    pub(super) prompt_tokens: u64,
-    pub(super) completion_tokens: u64,
+pub struct ChunkUsage {
+    /// Of the prompt.
+    pub prompt_tokens: u64,
+    /// Of the answer.
+    pub completion_tokens: u64,
 }
 
 impl ChunkUsage {
@@ -48,10 +56,11 @@ impl ChunkUsage {
 
 /// What a provider says of its own failure.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub(super) struct ChunkError {
+pub struct ChunkError {
     /// An HTTP status, a word, or nothing.
-    pub(super) code: Option<String>,
-    pub(super) message: String,
+    pub code: Option<String>,
+    /// Its own words.
+    pub message: String,
 }
 
 discreet!(ChunkError {});
@@ -61,7 +70,7 @@ discreet!(ChunkError {});
 /// # Errors
 /// Whatever is no JSON object. Half a surrogate pair is not an error: some servers cut a pair in two, and each half is
 /// read as U+FFFD, like other broken text.
-pub(super) fn parse(data: &str) -> Result<Chunk<'_>, serde_json::Error> {
+pub fn parse(data: &str) -> Result<Chunk<'_>, serde_json::Error> {
     // serde would also read an array, field by field.
     if !data.trim_start().starts_with('{') {
         return Err(serde::de::Error::custom("no JSON object"));

@@ -5,7 +5,7 @@
 //! `guard/`. A request is tried again only as long as no token has come: after that a second try
 //! would give the reader a second answer.
 
-mod chunk;
+pub mod chunk;
 mod client;
 mod demo;
 mod gather;

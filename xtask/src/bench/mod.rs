@@ -1,0 +1,131 @@
+//! `cargo xtask bench`: what the relay costs beside nginx and the direct connection, measured in one run.
+//!
+//! A scenario has cases; a round runs each of them once, in random order, so that what else the machine does weighs on all
+//! alike, and what is told is the ratio within a round. The provider, the readers and whatever is between them are processes
+//! of their own, and what is between is new each time.
+
+mod api;
+pub(crate) mod provider;
+pub(crate) mod readers;
+mod report;
+mod run;
+mod scenario;
+mod script;
+mod servers;
+mod stamp;
+mod usage;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::Failure;
+use report::Report;
+use run::{Bench, Measured};
+use scenario::Scenario;
+use usage::Machine;
+
+/// How busy the machine may be before a run, as a part of all its processor time.
+const BUSY_MAX: f64 = 0.1;
+
+/// How long it is looked at, and how often it may turn out busy before the benchmark gives up.
+const LOOK: Duration = Duration::from_millis(500);
+const LOOKS_MAX: usize = 20;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only that scenario, or those whose name begins so before a hyphen; may be given several times
+    #[arg(long)]
+    only: Vec<String>,
+    /// How often each case is run
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Short runs, to see that all works; nothing is written
+    #[arg(long)]
+    quick: bool,
+    /// Measure also while the machine is busy with something else, and say so
+    #[arg(long)]
+    force: bool,
+    /// The relay to measure, instead of one that is built first
+    #[arg(long)]
+    relay: Option<PathBuf>,
+    /// Another relay to measure beside it, one of before a change, say
+    #[arg(long)]
+    against: Option<PathBuf>,
+}
+
+/// Runs the scenarios, prints what was measured, and writes docs/benchmarks.md and its picture unless it was quick or only a
+/// part.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let relay = options.relay.clone().map_or_else(build, Ok)?;
+    let seconds = if options.quick { 2 } else { 10 };
+    let scenarios = scenario::all(seconds, options.against.is_some());
+    let is_wanted = |scenario: &Scenario| {
+        let is_meant = |only: &String| {
+            scenario.name == only
+                || scenario
+                    .name
+                    .strip_prefix(only.as_str())
+                    .is_some_and(|rest| rest.starts_with('-'))
+        };
+        options.only.is_empty() || options.only.iter().any(is_meant)
+    };
+    let scenarios: Vec<_> = scenarios.into_iter().filter(is_wanted).collect();
+    let mut bench = Bench::new(relay, options.against.clone())?;
+    let mut report = Report::new();
+    for scenario in scenarios {
+        let mut rounds = Vec::new();
+        for round in 1..=options.rounds {
+            eprintln!("{}: round {round} of {}", scenario.name, options.rounds);
+            rounds.push(run_round(&mut bench, &scenario, options.force, &mut report)?);
+        }
+        print!("{}", report.add(scenario, rounds));
+    }
+    if options.quick || !options.only.is_empty() || options.against.is_some() {
+        return Ok(());
+    }
+    report.write()
+}
+
+/// Each case once, in random order; what was measured, in the order of the cases.
+fn run_round(
+    bench: &mut Bench,
+    scenario: &Scenario,
+    is_forced: bool,
+    report: &mut Report,
+) -> Result<Vec<Measured>, Failure> {
+    let mut order: Vec<_> = (0..scenario.cases.len()).collect();
+    fastrand::shuffle(&mut order);
+    let mut measured = vec![Measured::default(); order.len()];
+    for at in order {
+        report.note_load(wait_for_calm(is_forced)?);
+        measured[at] = bench.measure(&scenario.cases[at])?;
+    }
+    Ok(measured)
+}
+
+/// Waits until nothing else uses the machine; how busy it is then.
+fn wait_for_calm(is_forced: bool) -> Result<f64, Failure> {
+    for _ in 0..LOOKS_MAX {
+        let before = Machine::now()?;
+        sleep(LOOK);
+        let busy = before.busy_since()?;
+        if busy <= BUSY_MAX || is_forced {
+            return Ok(busy);
+        }
+    }
+    Err("the machine is busy with something else, and what would be measured is that. Come back later, or say --force".into())
+}
+
+fn build() -> Result<PathBuf, Failure> {
+    let built = Command::new("cargo")
+        .args(["build", "--release", "--locked", "--package", "storytellr-relay"])
+        .status()?;
+    if !built.success() {
+        return Err("the relay does not build".into());
+    }
+    Ok(servers::target()?.join("release/storytellr-relay"))
+}

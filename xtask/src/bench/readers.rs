@@ -1,0 +1,278 @@
+//! The readers of a run: each a socket that asks once and reads to the end, as cheaply as can be, and notes how long each
+//! token was under way.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write, stdin, stdout};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::stamp::{self, Finder};
+use crate::Failure;
+
+/// How long a run may take at most.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// How much is read in one go, in bytes.
+const READ_LEN: usize = 16 << 10;
+
+/// How much of the end of a stream is kept, in bytes, to see whether it is one.
+const TAIL_LEN: usize = 600;
+
+/// What is asked, by how many.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Job {
+    pub(crate) port: u16,
+    /// For each reader: the request line's method and path, and the body.
+    pub(crate) requests: Vec<(String, String)>,
+    pub(crate) token: String,
+    /// Over how much time the readers begin, in milliseconds.
+    pub(crate) ramp_ms: u64,
+    /// How many more follow the first one's stream, by this path, when it has begun.
+    pub(crate) followers: usize,
+    pub(crate) follow: String,
+    /// A reader is done when it has read so many bytes; absent: at the end of its stream.
+    pub(crate) enough: Option<usize>,
+    /// Whether times of single tokens mean anything.
+    pub(crate) is_paced: bool,
+}
+
+/// What was read.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub(crate) struct Reading {
+    pub(crate) tokens: u64,
+    /// From the first request to the last end, in seconds.
+    pub(crate) seconds: f64,
+    /// How long tokens were under way, in milliseconds; absent where that means nothing.
+    pub(crate) p50: Option<f64>,
+    pub(crate) p99: Option<f64>,
+    /// From the request to its first token, in milliseconds.
+    pub(crate) first_p50: Option<f64>,
+    pub(crate) first_p99: Option<f64>,
+    /// Streams that did not come to a good end, and what one of them ended with.
+    pub(crate) failed: usize,
+    pub(crate) failure: Option<String>,
+}
+
+/// Reads a [`Job`] from standard input and prints its [`Reading`].
+pub(crate) fn run() -> Result<(), Failure> {
+    rlimit::increase_nofile_limit(u64::MAX)?;
+    let mut job = String::new();
+    stdin().read_to_string(&mut job)?;
+    let job: Job = serde_json::from_str(&job)?;
+    let reading = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(async { timeout(PATIENCE, read_all(job)).await })?;
+    writeln!(stdout(), "{}", serde_json::to_string(&reading)?)?;
+    Ok(())
+}
+
+/// What one reader has noted.
+#[derive(Debug, Default)]
+struct Notes {
+    tokens: u64,
+    ages: Vec<u32>,
+    first: Option<u32>,
+    failure: Option<String>,
+}
+
+async fn read_all(job: Job) -> Reading {
+    let began = Instant::now();
+    let Job { port, token, ramp_ms, enough, is_paced, .. } = job;
+    let count = job.requests.len() as u32;
+    let mut readers = JoinSet::new();
+    let (first_came, first_comes) = tokio::sync::oneshot::channel();
+    let mut first_came = Some(first_came);
+    for (at, (line, body)) in job.requests.into_iter().enumerate() {
+        let starts = began + Duration::from_millis(ramp_ms) * at as u32 / count;
+        let request = request(&line, &token, &body);
+        let first_came = first_came.take();
+        readers.spawn(async move {
+            sleep_until(starts).await;
+            Reader { port, enough, is_paced, first_came }.read(request).await
+        });
+    }
+    if job.followers > 0 && first_comes.await.is_ok() {
+        for _ in 0..job.followers {
+            let request = request(&format!("GET {}", job.follow), &token, "");
+            let reader = Reader { port, enough, is_paced, first_came: None };
+            readers.spawn(reader.read(request));
+        }
+    }
+    let mut all = Notes::default();
+    let (mut firsts, mut failed) = (Vec::new(), 0);
+    while let Some(notes) = readers.join_next().await {
+        let panicked = || Notes { failure: Some("it panicked".to_owned()), ..Notes::default() };
+        let notes = notes.unwrap_or_else(|_| panicked());
+        all.tokens += notes.tokens;
+        all.ages.extend(notes.ages);
+        firsts.extend(notes.first);
+        failed += usize::from(notes.failure.is_some());
+        all.failure = all.failure.or(notes.failure);
+    }
+    Reading {
+        tokens: all.tokens,
+        seconds: began.elapsed().as_secs_f64(),
+        p50: percentile(&mut all.ages, 50),
+        p99: percentile(&mut all.ages, 99),
+        first_p50: percentile(&mut firsts, 50),
+        first_p99: percentile(&mut firsts, 99),
+        failed,
+        failure: all.failure,
+    }
+}
+
+fn request(line: &str, token: &str, body: &str) -> String {
+    format!(
+        "{line} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\naccept: text/event-stream\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn percentile(micros: &mut [u32], percent: usize) -> Option<f64> {
+    micros.sort_unstable();
+    micros.get(micros.len() * percent / 100).map(|micros| f64::from(*micros) / 1e3)
+}
+
+struct Reader {
+    port: u16,
+    enough: Option<usize>,
+    is_paced: bool,
+    /// To be told of the first token.
+    first_came: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Reader {
+    async fn read(mut self, request: String) -> Notes {
+        let mut notes = Notes::default();
+        if let Err(failure) = self.read_into(&mut notes, request).await {
+            notes.failure = Some(failure.to_string());
+        }
+        notes
+    }
+
+    async fn read_into(&mut self, notes: &mut Notes, request: String) -> Result<(), Failure> {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        socket.set_nodelay(true)?;
+        let asked = stamp::now();
+        socket.write_all(request.as_bytes()).await?;
+        let (mut body, mut finder) = (Body::default(), Finder::default());
+        let (mut tail, mut len) = (VecDeque::new(), 0);
+        loop {
+            // Room only while there is something to read: ten thousand readers wait.
+            socket.readable().await?;
+            let mut buffer = [0; READ_LEN];
+            let read = match socket.try_read(&mut buffer) {
+                Ok(0) => return Err(String::from_utf8_lossy(&Vec::from(tail)).into()),
+                Ok(read) => read,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let now = stamp::now();
+            let is_over = body.take(&buffer[..read], |piece| {
+                len += piece.len();
+                tail.extend(&piece[piece.len().saturating_sub(TAIL_LEN)..]);
+                tail.drain(..tail.len().saturating_sub(TAIL_LEN));
+                finder.find(piece, now, |age| {
+                    notes.tokens += 1;
+                    if self.is_paced {
+                        notes.ages.push(u32::try_from(age).unwrap_or(u32::MAX));
+                    }
+                });
+            });
+            if notes.first.is_none() && notes.tokens > 0 {
+                notes.first = u32::try_from(now - asked).ok();
+                if let Some(first_came) = self.first_came.take() {
+                    // Nobody may want to know.
+                    let _told = first_came.send(());
+                }
+            }
+            if is_over || self.enough.is_some_and(|enough| len >= enough) {
+                break;
+            }
+        }
+        let tail = String::from_utf8_lossy(tail.make_contiguous()).into_owned();
+        let is_good = ["[DONE]", "event: done"].iter().any(|end| tail.contains(end));
+        if is_good || self.enough.is_some() { Ok(()) } else { Err(tail.into()) }
+    }
+}
+
+/// The body of a chunked response, taken out of what is read. An answer without one is over at once.
+#[derive(Debug, Default)]
+struct Body {
+    head: Vec<u8>,
+    has_begun: bool,
+    /// What is left of the present chunk, with the line end behind it.
+    left: usize,
+    /// A chunk's length, as far as it has come.
+    line: Vec<u8>,
+}
+
+impl Body {
+    /// Whether the end has come.
+    fn take(&mut self, mut bytes: &[u8], mut on_piece: impl FnMut(&[u8])) -> bool {
+        if !self.has_begun {
+            self.head.extend_from_slice(bytes);
+            let Some(end) = memchr::memmem::find(&self.head, b"\r\n\r\n") else { return false };
+            self.has_begun = true;
+            let rest = self.head.split_off(end + 4);
+            if !self.head.to_ascii_lowercase().windows(7).any(|word| word == b"chunked") {
+                on_piece(&self.head);
+                on_piece(&rest);
+                return true;
+            }
+            return self.take(&rest, on_piece);
+        }
+        while !bytes.is_empty() {
+            if self.left == 0 {
+                let Some(end) = memchr::memchr(b'\n', bytes) else {
+                    self.line.extend_from_slice(bytes);
+                    return false;
+                };
+                self.line.extend_from_slice(&bytes[..end]);
+                bytes = &bytes[end + 1..];
+                let line = std::str::from_utf8(&self.line).unwrap_or_default().trim();
+                let len = usize::from_str_radix(line, 16).unwrap_or_default();
+                self.line.clear();
+                if len == 0 {
+                    return true;
+                }
+                self.left = len + 2;
+            }
+            let taken = self.left.min(bytes.len());
+            let text = taken.min(self.left.saturating_sub(2));
+            if text > 0 {
+                on_piece(&bytes[..text]);
+            }
+            self.left -= taken;
+            bytes = &bytes[taken..];
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_are_taken_out_of_their_chunks_however_these_are_cut() {
+        let response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nOnce\r\n11\r\n upon a time and \r\n0\r\n\r\n";
+        for cut in 1..response.len() {
+            let (mut body, mut text, mut is_over) = (Body::default(), Vec::new(), false);
+            for piece in response.chunks(cut) {
+                is_over |= body.take(piece, |piece| text.extend_from_slice(piece));
+            }
+            assert_eq!(
+                (String::from_utf8(text).unwrap().as_str(), is_over),
+                ("Once upon a time and ", true),
+                "{cut}"
+            );
+        }
+    }
+}
