@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::beside::Beside;
 use crate::ending;
 use crate::error::{Code, Error};
 use crate::event::{Failure, Start, Usage};
@@ -91,7 +92,9 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
 
 /// Passes the provider's text on until something ends it.
 async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writer) -> Ending {
-    let mut interruption = pin!(interruption(&relay.times, writer.watch(), relay.tasks.ending()));
+    // Of its own, because the one that all share is behind one lock.
+    let ending = relay.tasks.ending().child_token();
+    let mut interruption = Beside::new(interruption(&relay.times, writer.watch(), ending));
     let mut batch = Batch::new(shows_reasoning);
 
     let first_token_by = Instant::now() + relay.times.first_token;

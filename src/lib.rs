@@ -5,7 +5,7 @@
 //! order, and each may use those above it and none below, but for [`app`], which knows all.
 //!
 //! - Vocabulary, pure: [`id`], [`error`], [`event`], [`bot`], [`story`], [`text`], [`clock`], [`prompt`],
-//!   [`provider_key`], [`seal`].
+//!   [`provider_key`], [`seal`]; and `beside`, a future that is polled seldom.
 //! - What ports are kept in: `sqlite`, `redis_client`.
 //! - Ports, each a folder with its contract in `mod.rs` and one adapter a file: [`auth`], [`limits`], [`provider`],
 //!   [`journal`], [`outbox`], [`store`].
@@ -27,6 +27,7 @@ pub mod seal;
 pub mod story;
 pub mod text;
 
+mod beside;
 mod redis_client;
 mod sqlite;
 

@@ -10,7 +10,19 @@ const LINES_MAX: usize = 500;
 
 /// The layers, lowest first. A module may use those of its own layer and of lower ones.
 const LAYERS: &[&[&str]] = &[
-    &["bot", "clock", "error", "event", "id", "prompt", "provider_key", "seal", "story", "text"],
+    &[
+        "beside",
+        "bot",
+        "clock",
+        "error",
+        "event",
+        "id",
+        "prompt",
+        "provider_key",
+        "seal",
+        "story",
+        "text",
+    ],
     &["redis_client", "sqlite"],
     &["auth", "journal", "limits", "outbox", "provider", "store"],
     &["lifecycle", "outage", "relay"],

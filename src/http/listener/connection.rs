@@ -27,6 +27,7 @@ use super::body::{RequestBody, ResponseBody, Room};
 use super::socket::Socket;
 use super::stream::StreamExecutor;
 use super::{Limits, Peer};
+use crate::beside::Beside;
 
 /// Headers at most, in number and together in bytes: an access token of 16 KiB and as much again.
 const HEADERS_MAX: usize = 64;
@@ -106,6 +107,8 @@ fn protocol(executor: StreamExecutor, limits: Limits) -> auto::Builder<StreamExe
     protocol
         .http1()
         .header_read_timeout(None)
+        // A token and what frames it are some eighty bytes: copying them together costs less than handing over a list.
+        .writev(false)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEADERS_LEN_MAX);
     protocol
@@ -132,11 +135,17 @@ async fn run(
     closing: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut connection = pin!(connection);
+    let is_to_close = Beside::new(async {
+        tokio::select! {
+            biased;
+            () = closing.cancelled() => true,
+            () = idleness.is_over() => false,
+        }
+    });
     let is_closing = tokio::select! {
         biased;
         served = connection.as_mut() => return served,
-        () = closing.cancelled() => true,
-        () = idleness.is_over() => false,
+        is_closing = is_to_close => is_closing,
     };
     connection.as_mut().graceful_shutdown();
     if is_closing {
