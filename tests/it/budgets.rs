@@ -266,7 +266,7 @@ async fn a_relay_killed_at_any_moment_keeps_its_book() {
         let _cut_off = timeout(Duration::from_millis(later), join_all(asked)).await;
         relay.kill().await;
         relay.start_again().await;
-        let spent = before - left(&user).await;
+        let spent = before - left(user).await;
         assert!(spent <= 9 * 30, "{spent} after {later} ms");
     }
     relay.finish().await;

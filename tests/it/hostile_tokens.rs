@@ -59,9 +59,9 @@ impl Corpus {
     }
 
     /// A good token but for that claim.
-    fn add_claim(&mut self, signer: &Signer, claim: &str, value: Value, reason: &'static str) {
+    fn add_claim(&mut self, signer: &Signer, claim: &str, value: &Value, reason: &'static str) {
         let start: String = value.to_string().chars().take(60).collect();
-        let claims = with(claims(), claim, &value).to_string();
+        let claims = with(claims(), claim, value).to_string();
         let token = signer.compact(signer.header().to_string(), claims);
         self.add(format!("{claim} {start}: {:?}", signer.algorithm), token, reason);
     }
@@ -655,26 +655,26 @@ fn claims_of_other_types(keys: &Keys, corpus: &mut Corpus) {
             for wrong in
                 [json!(null), json!({}), json!({"a": 1}), json!(true), json!([[]]), json!([1])]
             {
-                corpus.add_claim(signer, claim, wrong, CLAIM);
+                corpus.add_claim(signer, claim, &wrong, CLAIM);
             }
         }
         for claim in ["exp", "nbf", "iat"] {
             for wrong in
                 [json!(now.to_string()), json!(""), json!("NaN"), json!("1e309"), json!([now + 60])]
             {
-                corpus.add_claim(signer, claim, wrong, CLAIM);
+                corpus.add_claim(signer, claim, &wrong, CLAIM);
             }
         }
         for claim in ["iss", "sub", "role"] {
             for wrong in [json!(7), json!(["x"]), json!(1.5)] {
-                corpus.add_claim(signer, claim, wrong, CLAIM);
+                corpus.add_claim(signer, claim, &wrong, CLAIM);
             }
         }
         for wrong in [json!(7), json!(["authenticated", 7]), json!(["authenticated", null])] {
-            corpus.add_claim(signer, "aud", wrong, CLAIM);
+            corpus.add_claim(signer, "aud", &wrong, CLAIM);
         }
         for wrong in [json!("true"), json!(1), json!(null), json!([])] {
-            corpus.add_claim(signer, "is_anonymous", wrong, CLAIM);
+            corpus.add_claim(signer, "is_anonymous", &wrong, CLAIM);
         }
         for claims in ["1e309", "-1e309", "1e400", "99e999999999"] {
             let far =
@@ -702,7 +702,7 @@ fn times(keys: &Keys, corpus: &mut Corpus) {
             json!(-0.0),
             json!(1e-300),
         ] {
-            corpus.add_claim(signer, "exp", past, "expired");
+            corpus.add_claim(signer, "exp", &past, "expired");
         }
         for future in [
             json!(now + 120),
@@ -711,8 +711,8 @@ fn times(keys: &Keys, corpus: &mut Corpus) {
             json!(now as f64 + 120.5),
             json!(now * 1_000),
         ] {
-            corpus.add_claim(signer, "nbf", future.clone(), "not valid yet");
-            corpus.add_claim(signer, "iat", future, "issued in the future");
+            corpus.add_claim(signer, "nbf", &future, "not valid yet");
+            corpus.add_claim(signer, "iat", &future, "issued in the future");
         }
     }
 }
@@ -731,7 +731,7 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             json!(["anon", ""]),
             json!("authenticated,anon"),
         ] {
-            corpus.add_claim(signer, "aud", aud, "`aud`");
+            corpus.add_claim(signer, "aud", &aud, "`aud`");
         }
         for role in [
             "anon",
@@ -744,7 +744,7 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             "authenticated\0",
             "\u{430}uthenticated",
         ] {
-            corpus.add_claim(signer, "role", json!(role), "`role`");
+            corpus.add_claim(signer, "role", &json!(role), "`role`");
         }
         for iss in [
             String::new(),
@@ -761,7 +761,7 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             ISSUER.replace("project", "pr\u{43e}ject"),
             format!("https://attacker.example/{ISSUER}"),
         ] {
-            corpus.add_claim(signer, "iss", json!(iss), "`iss`");
+            corpus.add_claim(signer, "iss", &json!(iss), "`iss`");
         }
         for sub in [
             String::new(),
@@ -780,7 +780,7 @@ fn claims_of_others(keys: &Keys, corpus: &mut Corpus) {
             format!("{id}' or '1'='1"),
             id[..35].to_owned(),
         ] {
-            corpus.add_claim(signer, "sub", json!(sub), "`sub`");
+            corpus.add_claim(signer, "sub", &json!(sub), "`sub`");
         }
     }
 }
