@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// How often each case is run
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// For how long tokens come in a run
+    #[arg(long, default_value_t = 10)]
+    seconds: usize,
     /// Short runs, to see that all works; nothing is written
     #[arg(long)]
     quick: bool,
@@ -61,7 +64,7 @@ pub(crate) struct Options {
 /// part.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let relay = options.relay.clone().map_or_else(build, Ok)?;
-    let seconds = if options.quick { 2 } else { 10 };
+    let seconds = if options.quick { 2 } else { options.seconds };
     let scenarios = scenario::all(seconds, options.against.is_some());
     let is_wanted = |scenario: &Scenario| {
         let is_meant = |only: &String| {
@@ -76,18 +79,27 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let scenarios: Vec<_> = scenarios.into_iter().filter(is_wanted).collect();
     let mut bench = Bench::new(relay, options.against.clone())?;
     let mut report = Report::new();
+    let is_written = !options.quick && options.only.is_empty() && options.against.is_none();
     for scenario in scenarios {
         let mut rounds = Vec::new();
         for round in 1..=options.rounds {
             eprintln!("{}: round {round} of {}", scenario.name, options.rounds);
-            rounds.push(run_round(&mut bench, &scenario, options.force, &mut report)?);
+            match run_round(&mut bench, &scenario, options.force, &mut report) {
+                Ok(round) => rounds.push(round),
+                // What cannot be measured once may be measured the next time, and the others in any case.
+                Err(failure) => eprintln!("{}: {failure}", scenario.name),
+            }
+        }
+        if rounds.is_empty() {
+            return Err(format!("{} cannot be measured", scenario.name).into());
         }
         print!("{}", report.add(scenario, rounds));
+        // As far as it has come.
+        if is_written {
+            report.write()?;
+        }
     }
-    if options.quick || !options.only.is_empty() || options.against.is_some() {
-        return Ok(());
-    }
-    report.write()
+    Ok(())
 }
 
 /// Each case once, in random order; what was measured, in the order of the cases.

@@ -54,10 +54,10 @@ impl Report {
         table
     }
 
-    pub(super) fn write(mut self) -> Result<(), Failure> {
+    pub(super) fn write(&mut self) -> Result<(), Failure> {
         let commit = Command::new("git").args(["describe", "--always", "--dirty"]).output()?;
         let commit = String::from_utf8(commit.stdout)?;
-        let rounds = self.measured.first().map_or(0, |(_, rounds)| rounds.len());
+        let rounds = self.measured.iter().map(|(_, rounds)| rounds.len()).max().unwrap_or(0);
         let document = format!(
             "{INTRODUCTION}\nCommit {}, {rounds} rounds, on {}. Before each run {:.0} % of the machine were used by something else (at most {:.0} %).\n\n![Latency and memory over the number of streams](benchmarks.svg)\n{}",
             commit.trim(),
@@ -68,7 +68,6 @@ impl Report {
         );
         fs::write(DOCUMENT, document)?;
         fs::write(PICTURE, self.picture())?;
-        println!("\nwritten to {DOCUMENT} and {PICTURE}");
         Ok(())
     }
 

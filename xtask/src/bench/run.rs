@@ -13,7 +13,7 @@ use super::readers::{Job, Reading};
 use super::scenario::{Case, Load, Setup, Way};
 use super::script::Script;
 use super::servers::{self, Server};
-use super::usage;
+use super::usage::{self, Cpu};
 use crate::Failure;
 
 /// How often memory is looked at.
@@ -68,7 +68,7 @@ impl Bench {
             Load { streams: 4, script: warm_up, followers: 0, is_resumed: false, ..case.load };
         read(&self.job(case.way, port, warm_up)?, pid)?;
         let job = self.job(case.way, port, case.load)?;
-        come_to_rest(pid)?;
+        come_to_rest(pid);
         if case.load.is_resumed {
             return self.resume(&job, pid);
         }
@@ -125,12 +125,14 @@ impl Bench {
             );
             stories.collect()
         };
+        // Redis outlives the relay, and remembers names.
+        let run = fastrand::u32(..);
         let mut requests = Vec::new();
         for (at, mut body) in bodies.into_iter().enumerate() {
-            body["stream_id"] = json!(format!("bench-{bot}-{at}"));
+            body["stream_id"] = json!(format!("bench-{run}-{at}"));
             requests.push(("POST /v1/stream".to_owned(), body.to_string()));
         }
-        let follow = format!("/v1/streams/bench-{bot}-0");
+        let follow = format!("/v1/streams/bench-{run}-0");
         Ok(Job { follow, ..self.readers(port, load, requests) })
     }
 
@@ -150,7 +152,7 @@ impl Bench {
     /// Lets one reader make the text, and measures another who comes to it. Its cost is that of all the text.
     fn resume(&self, job: &Job, pid: Option<u32>) -> Result<Measured, Failure> {
         read(job, pid)?;
-        come_to_rest(pid)?;
+        come_to_rest(pid);
         let path = job.follow.clone();
         let requests = vec![(format!("GET {path}"), String::new())];
         let again = Job { port: job.port, requests, token: job.token.clone(), ..Job::default() };
@@ -170,14 +172,15 @@ fn started(
 }
 
 /// Waits until a process does next to nothing.
-fn come_to_rest(pid: Option<u32>) -> Result<(), Failure> {
-    let Some(pid) = pid else { return Ok(()) };
+fn come_to_rest(pid: Option<u32>) {
+    let Some(pid) = pid else { return };
     let since = Instant::now();
     loop {
-        let before = usage::cpu(pid)?;
+        let mut cpu = Cpu::new(pid);
         sleep(LOOK * 2);
-        if usage::cpu(pid)? - before < LOOK / 50 || since.elapsed() > PATIENCE {
-            return Ok(());
+        cpu.look();
+        if cpu.spent() < LOOK / 50 || since.elapsed() > PATIENCE {
+            return;
         }
     }
 }
@@ -189,18 +192,21 @@ fn read(job: &Job, pid: Option<u32>) -> Result<Measured, Failure> {
     let mut input = readers.stdin.take().ok_or("no input")?;
     let job = serde_json::to_string(job)?;
     let memory = || pid.map_or(0, usage::memory);
-    let (cpu_before, memory_before) = (pid.map(usage::cpu).transpose()?, memory());
+    let (mut cpu, memory_before) = (pid.map(Cpu::new), memory());
     input.write_all(job.as_bytes())?;
     drop(input);
     let mut most = memory_before;
     while readers.try_wait()?.is_none() {
         most = most.max(memory());
+        if let Some(cpu) = &mut cpu {
+            cpu.look();
+        }
         sleep(LOOK);
     }
-    let cpu = match (pid, cpu_before) {
-        (Some(pid), Some(before)) => Some((usage::cpu(pid)? - before).as_secs_f64() * 1e6),
-        _ => None,
-    };
+    let cpu = cpu.map(|mut cpu| {
+        cpu.look();
+        cpu.spent().as_secs_f64() * 1e6
+    });
     let mut reading = String::new();
     readers.stdout.take().ok_or("no output")?.read_to_string(&mut reading)?;
     let mib = |kib: u64| kib as f64 / 1024.0;

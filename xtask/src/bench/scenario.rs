@@ -68,9 +68,6 @@ pub(super) fn all(seconds: usize, other: bool) -> Vec<Scenario> {
         beside_nginx("fast-1", "1 stream as fast as it goes", fast(1, seconds), other),
         beside_nginx("fast-50", "50 streams as fast as it goes", fast(50, seconds), other),
     ];
-    let open = open(seconds);
-    let about = format!("{} streams open at 1 token a second, 5 kB of text in each", open.streams);
-    all.push(beside_nginx("open", &about, open, other));
     all.push(Scenario {
         name: "followers",
         about: "one stream at 100 tokens a second, and how many follow it".to_owned(),
@@ -86,7 +83,7 @@ pub(super) fn all(seconds: usize, other: bool) -> Vec<Scenario> {
     let load = Load { is_resumed: true, script, ..paced(1, seconds) };
     all.push(Scenario {
         name: "resume",
-        about: "a reader comes to a stream of 1 MiB and reads all of it".to_owned(),
+        about: "a reader comes to a stream of 1 MiB; CPU for all of it, and the first token stands behind it".to_owned(),
         cases: vec![Case { name: "relay".to_owned(), way: SQLITE, load }],
     });
     all.push(setups(
@@ -102,10 +99,13 @@ pub(super) fn all(seconds: usize, other: bool) -> Vec<Scenario> {
     ));
     all.push(setups(
         "journals",
-        "50 streams at 100 tokens a second, saved to SQLite, by what survives the relay",
+        "50 streams at 100 tokens a second, by where the journal is (memory: the stories, too)",
         &[("memory", Setup::JournalInMemory), ("disk", Setup::Sqlite), ("redis", Setup::Redis)],
         seconds,
     ));
+    let open = open(seconds);
+    let about = format!("{} streams open at 1 token a second, 5 kB of text in each", open.streams);
+    all.push(beside_nginx("open", &about, open, other));
     all
 }
 

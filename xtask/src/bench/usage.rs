@@ -1,6 +1,8 @@
 //! What processes have used, by the operating system's account of them.
 
+use std::collections::HashMap;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::Failure;
@@ -17,16 +19,41 @@ fn family(pid: u32) -> Vec<u32> {
     family
 }
 
-/// Processor time of a process and its children, to the nanosecond; of threads that have ended it is not counted.
-pub(super) fn cpu(pid: u32) -> Result<Duration, Failure> {
-    let mut nanos = 0;
-    for pid in family(pid) {
-        for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-            let stat = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            nanos += stat.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0);
+/// Processor time that a process and its children spend, thread by thread and to the nanosecond. Threads come and go, so
+/// it has to be looked at now and then: of one that ends, what it spent after the last look is not counted.
+#[derive(Debug)]
+pub(super) struct Cpu {
+    pid: u32,
+    before: HashMap<PathBuf, u64>,
+    last: HashMap<PathBuf, u64>,
+}
+
+impl Cpu {
+    /// From now on.
+    pub(super) fn new(pid: u32) -> Self {
+        let mut cpu = Self { pid, before: HashMap::new(), last: HashMap::new() };
+        cpu.look();
+        cpu.before.clone_from(&cpu.last);
+        cpu
+    }
+
+    pub(super) fn look(&mut self) {
+        for pid in family(self.pid) {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            for thread in threads.map(|thread| thread.path()) {
+                let stat = fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
+                if let Some(nanos) = stat.split(' ').next().and_then(|nanos| nanos.parse().ok()) {
+                    self.last.insert(thread, nanos);
+                }
+            }
         }
     }
-    Ok(Duration::from_nanos(nanos))
+
+    pub(super) fn spent(&self) -> Duration {
+        let before = |thread| self.before.get(thread).copied().unwrap_or(0);
+        let spent = self.last.iter().map(|(thread, nanos)| nanos.saturating_sub(before(thread)));
+        Duration::from_nanos(spent.sum())
+    }
 }
 
 /// Resident memory of a process and its children in KiB.
