@@ -58,11 +58,17 @@ impl Report {
         let commit = Command::new("git").args(["describe", "--always", "--dirty"]).output()?;
         let commit = String::from_utf8(commit.stdout)?;
         let rounds = self.measured.iter().map(|(_, rounds)| rounds.len()).max().unwrap_or(0);
+        let load = median(&mut self.loads);
+        let warning = if load > super::BUSY_MAX {
+            "**The machine was busy with something else: take ratios with their spread, and times for upper bounds.** "
+        } else {
+            ""
+        };
         let document = format!(
-            "{INTRODUCTION}\nCommit {}, {rounds} rounds, on {}. Before each run {:.0} % of the machine were used by something else (at most {:.0} %).\n\n![Latency and memory over the number of streams](benchmarks.svg)\n{}",
+            "{INTRODUCTION}\n{warning}Commit {}, {rounds} rounds, on {}. Before a run {:.0} % of the machine was used by something else (at most {:.0} %).\n\n![Latency and memory over the number of streams](benchmarks.svg)\n{}",
             commit.trim(),
             usage::machine(),
-            median(&mut self.loads) * 100.0,
+            load * 100.0,
             self.loads.iter().copied().fold(0.0, f64::max) * 100.0,
             self.tables
         );
