@@ -47,11 +47,13 @@ impl Cursor {
     #[must_use]
     pub fn from_id(id: u64) -> Self {
         let above = id >> Self::POSITION_BITS;
-        Self {
-            // 31 bits are left.
-            replaced: u32::try_from(above >> 1).unwrap_or(u32::MAX),
-            has_end: above & 1 == 1,
-            text_end: id & u64::from(u32::MAX),
+        let text_end = id & u64::from(u32::MAX);
+        match u32::try_from(above >> 1) {
+            Ok(replaced) if replaced <= Self::REPLACED_MAX => {
+                Self { replaced, has_end: above & 1 == 1, text_end }
+            }
+            // Beyond every text there can be.
+            Ok(_) | Err(_) => Self::at(u32::MAX.into()),
         }
     }
 
@@ -248,4 +250,30 @@ pub enum End {
     Done(Done),
     /// It ended badly.
     Failed(Failed),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_numbers_that_every_language_has_whatever_a_reader_says() {
+        let exact = 1 << 53;
+        for said in [0, 1, 60, (1 << 32) + 60, exact - 1, exact, exact + 61, u64::MAX] {
+            let cursor = Cursor::from_id(said);
+            assert!(cursor.id() < exact, "{said}");
+            assert!(said >= exact || cursor.id() == said, "{said}");
+            for next in [cursor.moved_to(7), cursor.ended_at(7), cursor.replaced_by(7)] {
+                assert!(next.id() < exact, "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_end_is_behind_all_text_and_a_replacement_behind_the_end() {
+        let read = Cursor::at(9);
+        let (ended, replaced) = (read.ended_at(9), read.ended_at(9).replaced_by(2));
+        let ids = [read.id(), read.moved_to(1_000).id(), ended.id(), replaced.id()];
+        assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+    }
 }
