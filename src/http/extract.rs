@@ -54,7 +54,7 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
         let reason = error.into_inner();
         match reason.classify() {
             serde_json::error::Category::Data => {
-                let reason = without_value(&reason_without_place(&reason));
+                let reason = without_value(&reason);
                 if path == "." {
                     invalid(format!("The body is not what is wanted: {reason}."))
                 } else {
@@ -68,20 +68,23 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     Ok(value)
 }
 
-/// Where in the body it was does not matter to somebody who knows the field.
-fn reason_without_place(reason: &serde_json::Error) -> String {
+/// What serde says is wrong, without the value, which may be a story, and the reason is logged; and without the place in
+/// the body, which does not matter to somebody who knows the field. The value comes first and may have any words in it, so it is
+/// read from the end: what is expected is of our words, and so is the place behind it.
+fn without_value(reason: &serde_json::Error) -> String {
     let reason = reason.to_string();
-    reason.split(" at line ").next().unwrap_or(&reason).to_owned()
-}
-
-/// What serde says of a value, without the value: it may be a story, and the reason is logged. What is expected comes last,
-/// and is of our words.
-fn without_value(reason: &str) -> String {
-    let Some((found, expected)) = reason.rsplit_once(", expected ") else {
-        return reason.to_owned();
+    let (found, rest) = match reason.rsplit_once(", expected ") {
+        Some((found, expected)) => (Some(found), expected),
+        None => (None, reason.as_str()),
     };
-    let kind = found.split(['"', '`']).next().unwrap_or_default().trim_end();
-    format!("{kind}, expected {expected}")
+    let rest = rest.rsplit_once(" at line ").map_or(rest, |(rest, _)| rest);
+    match found {
+        Some(found) => {
+            let kind = found.split(['"', '`']).next().unwrap_or_default().trim_end();
+            format!("{kind}, expected {rest}")
+        }
+        None => rest.to_owned(),
+    }
 }
 
 fn unreadable(rejection: &BytesRejection) -> Error {
@@ -166,4 +169,41 @@ pub(super) fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<Option<T>>, D::Error> {
     Option::<T>::deserialize(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "it is not to be read")]
+    struct Wanted {
+        number: u32,
+        word: Word,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Word {
+        Fox,
+        Crow,
+    }
+
+    #[track_caller]
+    fn check(body: &str, message: &str) {
+        assert_eq!(parse::<Wanted>(body.as_bytes()).unwrap_err().message(), message, "{body}");
+    }
+
+    #[test]
+    fn a_refusal_names_the_field_and_says_nothing_of_what_was_in_it() {
+        let number = "`number`: invalid type: string, expected u32.";
+        check(r#"{"number": "a canary"}"#, number);
+        check(r#"{"number": "a canary at line 5 of the story"}"#, number);
+        check(r#"{"number": "canaries, expected by all, \" ` at line 7 column 3"}"#, number);
+        check(
+            r#"{"number": 1, "word": "canary at line 1"}"#,
+            "`word`: unknown variant, expected `fox` or `crow`.",
+        );
+        check(r#"{"number": 1}"#, "The body is not what is wanted: missing field `word`.");
+    }
 }
