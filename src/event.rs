@@ -145,7 +145,7 @@ pub struct Start {
     pub model: String,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Start {
     /// Of a generation that saves nothing.
     pub(crate) fn for_tests() -> Self {

@@ -61,3 +61,6 @@ pub mod config;
 pub mod dev;
 pub mod migrate;
 pub mod telemetry;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

@@ -38,7 +38,7 @@ const LAYERS: &[&[&str]] = &[
         "turn",
     ],
     &["http"],
-    &["app", "check", "cli", "config", "dev", "migrate", "telemetry"],
+    &["app", "check", "cli", "config", "dev", "fuzzing", "migrate", "telemetry"],
 ];
 
 /// Crates that may be used in one place only, so that no other part comes to depend on them.

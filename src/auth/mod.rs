@@ -3,6 +3,8 @@
 //! Whoever holds a [`Principal`] holds a verified caller; there is no other way to make one than [`Verifier::verify`].
 
 mod claims;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hs256;
 mod jwks;
 mod key_set;

@@ -59,18 +59,8 @@ pub(super) async fn patch(
     Id(id): Id<BotId>,
     Json(patch): Json<Map<String, Value>>,
 ) -> Result<JsonResponse<Bot>, Error> {
-    let mut settings = serde_json::to_value(relay.store.read_bot(&caller, id).await?.settings)
-        .map_err(Error::internal)?;
-    for (field, value) in patch {
-        // Only what a bot has: other fields are ignored, as everywhere. Null unsets what may be absent, and is itself
-        // absent elsewhere.
-        if let Some(current) = settings.get_mut(&field)
-            && (!value.is_null() || OPTIONAL.contains(&field.as_str()))
-        {
-            *current = value;
-        }
-    }
-    let settings = check(parse(settings.to_string().as_bytes())?, &relay.providers)?;
+    let settings = relay.store.read_bot(&caller, id).await?.settings;
+    let settings = check(patched(&settings, patch)?, &relay.providers)?;
     relay.store.update_bot(&caller, id, &settings).await.map(JsonResponse)
 }
 
@@ -87,8 +77,26 @@ pub(super) async fn delete(
 /// What a bot need not have.
 const OPTIONAL: [&str; 4] = ["base_url", "temperature", "max_tokens", "reasoning"];
 
+/// The settings with what `patch` has in their place.
+pub(super) fn patched(
+    settings: &BotSettings,
+    patch: Map<String, Value>,
+) -> Result<BotSettings, Error> {
+    let mut settings = serde_json::to_value(settings).map_err(Error::internal)?;
+    for (field, value) in patch {
+        // Only what a bot has: other fields are ignored, as everywhere. Null unsets what may be absent, and is itself
+        // absent elsewhere.
+        if let Some(current) = settings.get_mut(&field)
+            && (!value.is_null() || OPTIONAL.contains(&field.as_str()))
+        {
+            *current = value;
+        }
+    }
+    parse(settings.to_string().as_bytes())
+}
+
 /// The settings, cleaned, if a bot can have them.
-fn check(settings: BotSettings, providers: &Providers) -> Result<BotSettings, Error> {
+pub(super) fn check(settings: BotSettings, providers: &Providers) -> Result<BotSettings, Error> {
     let clean = |text: &str| text::clean(text).into_owned();
     let settings = BotSettings {
         name: clean(&settings.name),

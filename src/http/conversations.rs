@@ -132,7 +132,8 @@ pub(super) async fn delete_message(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn title(title: &str) -> Result<String, Error> {
+/// The title, cleaned, if it is one.
+pub(super) fn title(title: &str) -> Result<String, Error> {
     if title.chars().count() > TITLE_CHARS_MAX {
         return Err(invalid(format!("`title` is longer than {TITLE_CHARS_MAX} characters.")));
     }

@@ -9,6 +9,8 @@ mod bots;
 mod conversations;
 mod cors;
 mod extract;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod keys;
 pub mod listener;
 mod loops;

@@ -182,7 +182,7 @@ async fn rebuild(
 
 /// Where a reader wants to go on. A browser that reconnects by itself repeats the address it first called, so what its
 /// header says is newer than what the address says.
-fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Error> {
+pub(super) fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Error> {
     let header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let Some(cursor) = [header, after].into_iter().flatten().find(|cursor| !cursor.is_empty())
     else {
@@ -197,7 +197,8 @@ fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Er
 }
 
 impl StartBody {
-    fn into_turn(self) -> Result<Turn, Error> {
+    /// The turn that is asked for, its texts cleaned.
+    pub(super) fn into_turn(self) -> Result<Turn, Error> {
         check_settings(self.max_tokens, self.temperature)?;
         let clean = |text: Option<String>| text.map(|text| text::clean(&text).into_owned());
         let input = clean(self.input);

@@ -48,7 +48,7 @@ pub struct Opening {
     pub write_token: Option<SecretString>,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Opening {
     /// Of nobody in particular.
     pub(crate) fn for_tests() -> Self {

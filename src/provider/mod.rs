@@ -8,6 +8,8 @@
 pub mod chunk;
 mod client;
 mod demo;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod gather;
 mod guard;
 mod habits;

@@ -111,8 +111,8 @@ pub struct Stream {
 
 /// What is known of the end of a stream.
 #[derive(Debug, Default)]
-struct End {
-    finish_reason: Option<String>,
+pub(super) struct End {
+    pub(super) finish_reason: Option<String>,
     usage: Option<Usage>,
     /// When it will be taken for ended, after its finish reason has come.
     deadline: Option<Instant>,
@@ -368,7 +368,13 @@ impl Stream {
 }
 
 impl End {
-    fn take_in(&mut self, data: &str, endpoint: &Endpoint, batch: &mut Batch) -> Result<(), Error> {
+    /// Takes the data of one event.
+    pub(super) fn take_in(
+        &mut self,
+        data: &str,
+        endpoint: &Endpoint,
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
         if data.trim() == "[DONE]" {
             self.is_done = true;
             return Ok(());

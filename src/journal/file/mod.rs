@@ -5,6 +5,8 @@
 //! its process has died, and is settled in the third by what is left of it.
 
 mod batch;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod ledger;
 mod records;
 

@@ -7,6 +7,8 @@
 
 mod address;
 mod allow;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod resolver;
 #[cfg(test)]
 mod tests;
