@@ -60,8 +60,9 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
     let Generation { start, write_token, call, shows_reasoning, is_announced } = generation;
     writer.open(start.clone());
     // A bug must end one answer and not the relay, and must not leave a variant that streams for ever.
+    let mut batch = Batch::new(shows_reasoning);
     let streamed =
-        AssertUnwindSafe(stream(relay, &call, shows_reasoning, &writer)).catch_unwind().await;
+        AssertUnwindSafe(stream(relay, &call, &mut batch, &writer)).catch_unwind().await;
     let ending = streamed
         .unwrap_or_else(|_| Ending::Failed(Error::internal("the task of a generation panicked")));
     log_ending(&start, &call, &ending);
@@ -70,8 +71,7 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
         spending::leave(relay, permit).await;
         return writer.lose();
     }
-    let (reasoning, content) = writer.texts();
-    let usage = usage(&ending, &call, &reasoning, &content).await;
+    let usage = usage(&ending, &call, &writer, batch.hidden_len()).await;
     let (conclusion, unread) = conclude(ending, usage, is_announced);
     let end = ending::settle(relay, &writer, write_token, &conclusion).await;
     match end {
@@ -91,17 +91,16 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
 }
 
 /// Passes the provider's text on until something ends it.
-async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writer) -> Ending {
+async fn stream(relay: &Relay, call: &Call, batch: &mut Batch, writer: &Writer) -> Ending {
     // Of its own, because the one that all share is behind one lock.
     let ending = relay.tasks.ending().child_token();
     let mut interruption = Beside::new(interruption(&relay.times, writer.watch(), ending));
-    let mut batch = Batch::new(shows_reasoning);
 
     let first_token_by = Instant::now() + relay.times.first_token;
     let opened = tokio::select! {
         biased;
         ending = &mut interruption => return ending,
-        opened = relay.providers.open(call, &mut batch, first_token_by) => opened,
+        opened = relay.providers.open(call, batch, first_token_by) => opened,
         () = sleep_until(first_token_by) => return Ending::Failed(no_first_token(relay.times.first_token)),
     };
     let (mut completion, mut progress) = match opened {
@@ -129,7 +128,7 @@ async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writ
         progress = tokio::select! {
             biased;
             ending = &mut interruption => return ending,
-            progress = completion.read(&mut batch) => progress,
+            progress = completion.read(batch) => progress,
             () = &mut idle => {
                 // Behind the model's last word the provider's own limit counts.
                 if read_at.elapsed() >= relay.times.idle && !completion.has_finish_reason() {
@@ -143,7 +142,7 @@ async fn stream(relay: &Relay, call: &Call, shows_reasoning: bool, writer: &Writ
         };
         // Over in no time, so that what interrupts it is heard of next, behind the text that has come.
         if batch.has_tokens() && matches!(progress, Ok(Progress::More)) {
-            progress = completion.gather(&mut batch).await;
+            progress = completion.gather(batch).await;
         }
     }
 }
@@ -188,20 +187,19 @@ fn conclude(ending: Ending, usage: Usage, is_announced: bool) -> (Conclusion, Op
     (Conclusion { outcome, finish_reason, usage, failure, is_announced }, unread)
 }
 
-/// The provider's count, or the relay's own if there is none.
-async fn usage(ending: &Ending, call: &Call, reasoning: &str, content: &str) -> Usage {
+/// The provider's count, or the relay's own if there is none: of what was written, and of so many bytes that nobody saw.
+async fn usage(ending: &Ending, call: &Call, writer: &Writer, hidden_len: usize) -> Usage {
     if let Ending::Complete(Completed { usage: Some(usage), .. }, _) = ending {
         return *usage;
     }
-    let completion: String = [reasoning, content].concat();
-    let prompt: Vec<_> = call.request.messages.iter().map(|beat| beat.content.clone()).collect();
-    let counted = tokio::task::spawn_blocking(move || Usage {
-        prompt_tokens: prompt
-            .iter()
-            .map(|text| prompt::count_tokens(text, usize::MAX) as u64)
-            .sum(),
-        completion_tokens: prompt::count_tokens(&completion, usize::MAX) as u64,
-        estimated: true,
+    let ((reasoning, content), messages) = (writer.texts(), call.request.messages.clone());
+    let counted = tokio::task::spawn_blocking(move || {
+        let written = prompt::count_tokens(&(reasoning + &content), usize::MAX) as u64;
+        Usage {
+            prompt_tokens: prompt::count_prompt(&messages),
+            completion_tokens: written + prompt::estimate_tokens(hidden_len),
+            estimated: true,
+        }
     });
     counted.await.unwrap_or(Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true })
 }

@@ -18,6 +18,9 @@ const TOKENS_PER_PROMPT: usize = 3;
 /// text is slow to count. A cut can make one token two, which is one in a thousand.
 const COUNT_SLICE_LEN: usize = 4 << 10;
 
+/// Bytes of a token of English; other languages have fewer.
+const BYTES_PER_TOKEN: usize = 4;
+
 /// What the caller adds to what is saved.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Additions<'a> {
@@ -86,6 +89,12 @@ pub fn count_tokens(text: &str, limit: usize) -> usize {
         rest = &rest[slice.len()..];
     }
     tokens
+}
+
+/// About how many tokens a text of so many bytes has, where it cannot be read, or would take too long to.
+#[must_use]
+pub fn estimate_tokens(len: usize) -> u64 {
+    len.div_ceil(BYTES_PER_TOKEN) as u64
 }
 
 /// The beats that fit into `room` tokens; `None` if those that must stay do not.

@@ -154,6 +154,8 @@ pub struct Batch {
     runs: Vec<(Kind, usize)>,
     has_tokens: bool,
     shows_reasoning: bool,
+    /// Bytes of reasoning that were dropped since the beginning.
+    hidden_len: usize,
 }
 
 discreet!(Batch { runs, has_tokens });
@@ -162,7 +164,8 @@ impl Batch {
     /// An empty batch. Reasoning that is not shown is dropped here, before anybody could see or keep it.
     #[must_use]
     pub fn new(shows_reasoning: bool) -> Self {
-        Self { text: String::new(), runs: Vec::new(), has_tokens: false, shows_reasoning }
+        let (text, runs) = (String::new(), Vec::new());
+        Self { text, runs, has_tokens: false, shows_reasoning, hidden_len: 0 }
     }
 
     /// Adds text as the provider sent it; it is cleaned here, once and for all.
@@ -172,6 +175,7 @@ impl Batch {
         }
         self.has_tokens = true;
         if kind == Kind::Reasoning && !self.shows_reasoning {
+            self.hidden_len = self.hidden_len.saturating_add(text.len());
             return;
         }
         self.text.push_str(&text::clean(text));
@@ -185,6 +189,12 @@ impl Batch {
     #[must_use]
     pub fn has_tokens(&self) -> bool {
         self.has_tokens
+    }
+
+    /// How much reasoning it has dropped since it was made, in bytes: whoever pays for the answer pays for that.
+    #[must_use]
+    pub fn hidden_len(&self) -> usize {
+        self.hidden_len
     }
 
     /// How much text is in it, in bytes.

@@ -27,6 +27,7 @@ mod tls;
 mod addresses;
 mod auth;
 mod bad_input;
+mod book;
 mod bots;
 mod budgets;
 mod canaries;

@@ -36,7 +36,7 @@ async fn an_answer_is_streamed_and_saved() {
         json!({
             "stream_id": "s-1", "message_id": start["message_id"], "variant_id": start["variant_id"],
             "status": "complete", "finish_reason": "stop", "saved": true,
-            "usage": {"prompt_tokens": 2, "completion_tokens": 4, "estimated": true},
+            "usage": {"prompt_tokens": 9, "completion_tokens": 4, "estimated": true},
         })
     );
     assert_eq!(reading.text(), "Once upon a time");
