@@ -61,29 +61,21 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
     writer.open(start.clone());
     // A bug must end one answer and not the relay, and must not leave a variant that streams for ever.
     let mut batch = Batch::new(shows_reasoning);
-    let streamed =
-        AssertUnwindSafe(stream(relay, &call, &mut batch, &writer)).catch_unwind().await;
+    let streamed = AssertUnwindSafe(stream(relay, &call, &mut batch, &writer)).catch_unwind().await;
     let ending = streamed
         .unwrap_or_else(|_| Ending::Failed(Error::internal("the task of a generation panicked")));
     log_ending(&start, &call, &ending);
 
-    if matches!(ending, Ending::Lost) {
-        spending::leave(relay, permit).await;
-        return writer.lose();
-    }
+    let is_lost = matches!(ending, Ending::Lost);
     let usage = usage(&ending, &call, &writer, batch.hidden_len()).await;
     let (conclusion, unread) = conclude(ending, usage, is_announced);
-    let end = ending::settle(relay, &writer, write_token, &conclusion).await;
+    let end =
+        if is_lost { None } else { ending::settle(relay, &writer, write_token, &conclusion).await };
+    // Whoever sees the end may ask for the next answer at once.
+    spending::settle(relay, permit, &conclusion).await;
     match end {
-        Some(end) => {
-            // Whoever sees the end may ask for the next answer at once.
-            spending::settle(relay, permit, &conclusion).await;
-            writer.end(end);
-        }
-        None => {
-            spending::leave(relay, permit).await;
-            writer.lose();
-        }
+        Some(end) => writer.end(end),
+        None => writer.lose(),
     }
     if let Some(completion) = unread {
         completion.drain().await;

@@ -15,7 +15,6 @@ use crate::outbox::Entry;
 use crate::recovery::{self, Heir};
 use crate::relay::Relay;
 use crate::saving::Saved;
-use crate::spending;
 use crate::store::{Finished, Outcome};
 
 /// The wait after a database that did not answer; each further one is twice as long.
@@ -129,7 +128,15 @@ enum Verdict {
 async fn try_entry(relay: &Relay, mut entry: Entry) -> Result<Tried, Error> {
     let verdict = match recovery::heir(relay, &mut entry).await? {
         Heir::Another => Verdict::NotYet("another relay ends it"),
-        Heir::Relay => judge(&entry, &finish(relay, &entry).await),
+        Heir::Relay => {
+            let verdict = judge(&entry, &finish(relay, &entry).await);
+            let is_tried = !matches!(verdict, Verdict::Unavailable | Verdict::NotYet(_));
+            if is_tried && entry.finish.outcome == Outcome::Interrupted {
+                // Whatever the database thinks of the answer, it was asked for.
+                recovery::settle_for(relay, &entry, None).await;
+            }
+            verdict
+        }
         Heir::Told(told) => {
             let finished = finish(relay, &entry).await;
             told.end(match &finished {
@@ -140,10 +147,6 @@ async fn try_entry(relay: &Relay, mut entry: Entry) -> Result<Tried, Error> {
             judge(&entry, &finished)
         }
     };
-    if matches!(verdict, Verdict::Over) && entry.finish.outcome == Outcome::Interrupted {
-        let text = [&*entry.finish.reasoning, &*entry.finish.content].concat();
-        spending::settle_for(relay, &entry.name, None, text).await;
-    }
     let Entry { id, name, attempts, .. } = entry;
     let stream_id = &name.stream_id;
     let later = |wait| clock::now().saturating_add(wait).unwrap_or(Timestamp::MAX);

@@ -15,6 +15,7 @@ use crate::ending::{self, last_event};
 use crate::error::{Code, Error};
 use crate::event::{Failure, Kind};
 use crate::journal::{Estate, Orphan, Writer};
+use crate::limits::tokens::Attempt;
 use crate::outbox::{Entry, Name};
 use crate::relay::Relay;
 use crate::replay;
@@ -48,7 +49,7 @@ pub(crate) async fn end_orphans(relay: Arc<Relay>) {
 }
 
 async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {
-    let name = Name::of(writer.log());
+    let (name, attempt) = (Name::of(writer.log()), spending::attempt(&writer));
     let write_token = writer.write_token();
     info!(stream_id = %name.stream_id, "ending what a relay that is gone was writing");
     if writer.start().is_none() {
@@ -58,16 +59,15 @@ async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {
             return;
         }
         // The provider may have been asked already: its prompt counts.
-        spending::settle_for(relay, &name, None, String::new()).await;
+        spending::settle_for(relay, &attempt, None, [""; 2]).await;
         return writer.refuse(never_begun());
     }
     let conclusion = conclusion.unwrap_or_else(interrupted);
+    let end = ending::settle(relay, &writer, write_token, &conclusion).await;
     let (reasoning, content) = writer.texts();
-    match ending::settle(relay, &writer, write_token, &conclusion).await {
-        Some(end) => {
-            spending::settle_for(relay, &name, Some(&conclusion), reasoning + &content).await;
-            writer.end(end);
-        }
+    spending::settle_for(relay, &attempt, Some(&conclusion), [&reasoning, &content]).await;
+    match end {
+        Some(end) => writer.end(end),
         None => writer.lose(),
     }
 }
@@ -156,12 +156,23 @@ pub(crate) async fn heir(relay: &Relay, entry: &mut Entry) -> Result<Heir, Error
     if writer.start().is_none()
         || (!is_known_whole && !catch_up(&writer, &reasoning, &content, &entry.finish))
     {
+        settle_for(relay, entry, None).await;
         return Ok(Heir::Told(Box::new(Told { writer, conclusion: None })));
     }
     let (write_token, model) = (entry.finish.write_token.clone(), entry.finish.model.clone());
     entry.finish = Finish::concluded(write_token, writer.texts(), &conclusion, model);
+    // At once: when it is saved it is no longer known to be another's.
+    settle_for(relay, entry, Some(&conclusion)).await;
     relay.outbox.amend(entry.id, &entry.finish).await?;
     Ok(Heir::Told(Box::new(Told { writer, conclusion: Some(conclusion) })))
+}
+
+/// Settles for the process that left the entry.
+pub(crate) async fn settle_for(relay: &Relay, entry: &Entry, conclusion: Option<&Conclusion>) {
+    let Entry { name, finish, .. } = entry;
+    let attempt = Attempt::saved_with(name.clone(), &finish.write_token);
+    let texts = [&*finish.reasoning, &*finish.content];
+    spending::settle_for(relay, &attempt, conclusion, texts).await;
 }
 
 /// Appends what `finish` has beyond those texts, which are what the writer has. Returns whether the one then has all of the

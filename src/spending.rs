@@ -3,8 +3,9 @@
 
 use crate::auth::Principal;
 use crate::error::{Code, Error};
+use crate::journal::Writer;
 use crate::limits::Permit;
-use crate::limits::tokens::{Estimate, Used};
+use crate::limits::tokens::{Attempt, Estimate, Used};
 use crate::outbox::Name;
 use crate::prompt;
 use crate::relay::Relay;
@@ -40,40 +41,47 @@ pub(crate) async fn reserve(
     reserved.inspect_err(|error| fail_if_broken(relay, error))
 }
 
-/// Settles by how the generation ended, and gives the permit back.
+/// What tokens are set aside for, when that is written.
+pub(crate) fn attempt(writer: &Writer) -> Attempt {
+    let name = Name::of(writer.log());
+    match writer.write_token() {
+        Some(write_token) => Attempt::saved_with(name, &write_token),
+        None => Attempt::unsaved(name, writer.started_at()),
+    }
+}
+
+/// Settles by how the generation ended, unless whoever has taken it over has, and gives the permit back.
 pub(crate) async fn settle(relay: &Relay, permit: Permit, conclusion: &Conclusion) {
-    let settled = permit.settle(used(conclusion).unwrap_or(Used::All)).await;
-    if let Err(error) = settled {
+    give_back(relay, permit, used(conclusion).unwrap_or(Used::All)).await;
+}
+
+/// Gives the permit back, with what came of it.
+pub(crate) async fn give_back(relay: &Relay, permit: Permit, used: Used) {
+    if let Err(error) = permit.settle(used).await {
         fail_if_broken(relay, &error);
     }
 }
 
-/// Gives the permit of a generation back that another relay ends, which settles it.
-pub(crate) async fn leave(relay: &Relay, permit: Permit) {
-    if let Err(error) = permit.leave().await {
-        fail_if_broken(relay, &error);
-    }
-}
-
-/// Settles for a relay that is gone, by how it was about to end the generation or by what is left of its text. What that
-/// relay had in its own book alone it settles itself when it is started again.
+/// Settles for a relay that is gone, by how it was about to end the generation or by what is left of what the model thought
+/// and said. What that relay had in its own book alone it settles itself when it is started again.
 pub(crate) async fn settle_for(
     relay: &Relay,
-    name: &Name,
+    attempt: &Attempt,
     conclusion: Option<&Conclusion>,
-    text: String,
+    [reasoning, content]: [&str; 2],
 ) {
-    if !relay.limits.are_shared() {
+    if !relay.limits.share_budgets() {
         return;
     }
     let used = match conclusion.and_then(used) {
         Some(used) => used,
         None => {
+            let text = [reasoning, content].concat();
             let count = move || prompt::count_tokens(&text, usize::MAX) as u64;
             tokio::task::spawn_blocking(count).await.map_or(Used::All, Used::Answer)
         }
     };
-    if let Err(error) = relay.limits.settle_for(name, used).await {
+    if let Err(error) = relay.limits.settle_for(attempt, used).await {
         fail_if_broken(relay, &error);
     }
 }
@@ -83,7 +91,7 @@ fn used(conclusion: &Conclusion) -> Option<Used> {
     let usage = conclusion.usage?;
     let code = conclusion.failure.as_ref().and_then(|failure| Code::of(&failure.code));
     if usage.completion_tokens == 0 && code.is_some_and(|code| FREE.contains(&code)) {
-        return Some(Used::Nothing);
+        return Some(Used::NOTHING);
     }
     let tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
     Some(Used::Counted { tokens, estimated: usage.estimated })

@@ -21,8 +21,8 @@ use crate::event::{BotRef, Start};
 use crate::generation::{self, Generation};
 use crate::id::{BotId, StreamId};
 use crate::journal::{self, Claim, Ended, Log, Opening, Writer};
+use crate::limits::tokens::Used;
 use crate::limits::{self, Permit};
-use crate::outbox::Name;
 use crate::own_key;
 use crate::prompt::{self, Additions};
 use crate::provider::{Call, Request};
@@ -117,7 +117,7 @@ async fn claim(
 
 async fn run(relay: Arc<Relay>, caller: Principal, turn: Turn, writer: Writer) {
     let admitted = match saving::has_room(&relay) {
-        Ok(()) => limits::admit(&relay.limits, &caller, Name::of(writer.log())).await,
+        Ok(()) => limits::admit(&relay.limits, &caller, spending::attempt(&writer)).await,
         Err(error) => Err(error),
     };
     let mut permit = match admitted {
@@ -127,11 +127,11 @@ async fn run(relay: Arc<Relay>, caller: Principal, turn: Turn, writer: Writer) {
     match open(&relay, &caller, turn, &writer, &mut permit).await {
         Ok(Opened::New(generation)) => generation::run(&relay, *generation, permit, writer).await,
         Ok(Opened::Over(ended)) => {
-            spending::leave(&relay, permit).await;
+            spending::give_back(&relay, permit, Used::NOTHING).await;
             writer.replay(*ended);
         }
         Err(error) => {
-            spending::leave(&relay, permit).await;
+            spending::give_back(&relay, permit, Used::NOTHING).await;
             writer.refuse(error);
         }
     }

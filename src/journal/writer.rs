@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::task::Poll;
 
+use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::time::Instant;
 
@@ -135,6 +136,12 @@ impl Writer {
     #[must_use]
     pub fn write_token(&self) -> Option<SecretString> {
         self.log.opening().write_token.clone()
+    }
+
+    /// When the generation was asked for.
+    #[must_use]
+    pub fn started_at(&self) -> Timestamp {
+        self.log.opening().started_at
     }
 
     /// The first event, if the generation has begun.

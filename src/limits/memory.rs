@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use super::permit::{Dropped, Left};
 use super::refusal::{over_budget, too_many_requests};
 use super::running::Running;
-use super::tokens::{Day, Estimate, Held, Ledger, Used, Wish};
+use super::tokens::{Attempt, Day, Estimate, Held, Ledger, Used, Wish};
 use super::windows::Windows;
 use super::{Allowances, Limits, Quota, TooMany};
 use crate::auth::Principal;
@@ -63,7 +63,7 @@ impl Limits for MemoryLimits {
     }
 
     fn leave_soon(&self, left: Left) {
-        self.running.leave(&left.name);
+        self.running.leave(&left.attempt.name);
         self.dropped.push(left);
     }
 
@@ -74,28 +74,28 @@ impl Limits for MemoryLimits {
     async fn reserve(
         &self,
         caller: &Principal,
-        name: &Name,
+        attempt: &Attempt,
         estimate: Estimate,
     ) -> Result<Option<Held>, Error> {
         let Some(limit) = self.allowances.of(caller).tokens_per_day else { return Ok(None) };
-        let (now, name) = (clock::now(), name.clone());
+        let (now, attempt) = (clock::now(), attempt.clone());
         let day = Day::of(now);
-        let wish = Wish { name, day, estimate, limit, elsewhere: 0, is_shared: false };
+        let wish = Wish { attempt, day, estimate, limit, elsewhere: 0, is_shared: false };
         match self.ledger.reserve(wish).await? {
             Ok(()) => Ok(Some(Held::Here)),
             Err(taken) => Err(over_budget(estimate, limit, taken, Day::rest(now))),
         }
     }
 
-    async fn settle(&self, name: &Name, _held: Held, used: Used) -> Result<(), Error> {
-        self.ledger.settle(name, used).await
+    async fn settle(&self, attempt: &Attempt, _held: Held, used: Used) -> Result<(), Error> {
+        self.ledger.settle(attempt, used).await
     }
 
     async fn run(&self) -> Error {
         loop {
-            for Left { name, held } in self.dropped.next().await {
+            for Left { attempt, held } in self.dropped.next().await {
                 if held.is_some()
-                    && let Err(error) = self.ledger.settle(&name, Used::All).await
+                    && let Err(error) = self.ledger.settle(&attempt, Used::All).await
                 {
                     return error;
                 }

@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::outbox::Name;
 
 pub use permit::{Left, Permit, admit};
-use tokens::{Estimate, Held, Used};
+use tokens::{Attempt, Estimate, Held, Used};
 
 /// A number of requests in a window of time, written `60/min`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +75,11 @@ impl Allowances {
     pub fn of(&self, caller: &Principal) -> Allowance {
         if caller.is_anonymous() { self.anonymous } else { self.users }
     }
+
+    /// Whether anybody's tokens are counted.
+    pub(crate) fn have_budgets(&self) -> bool {
+        self.users.tokens_per_day.or(self.anonymous.tokens_per_day).is_some()
+    }
 }
 
 /// One request too many: it was not counted, and the quota says until when.
@@ -117,18 +122,18 @@ pub trait Limits: Send + Sync + 'static {
     async fn reserve(
         &self,
         caller: &Principal,
-        name: &Name,
+        attempt: &Attempt,
         estimate: Estimate,
     ) -> Result<Option<Held>, Error>;
 
-    /// Settles what was set aside there. When this has returned, that is in the book.
+    /// Settles what was set aside there, unless somebody has. When this has returned, that is in the book.
     ///
     /// # Errors
     /// `Internal` if the book's disk fails.
-    async fn settle(&self, name: &Name, held: Held, used: Used) -> Result<(), Error>;
+    async fn settle(&self, attempt: &Attempt, held: Held, used: Used) -> Result<(), Error>;
 
-    /// Whether other relays count what this one does.
-    fn are_shared(&self) -> bool {
+    /// Whether other relays count tokens together with this one.
+    fn share_budgets(&self) -> bool {
         false
     }
 
@@ -137,7 +142,7 @@ pub trait Limits: Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`Limits::settle`].
-    async fn settle_for(&self, _name: &Name, _used: Used) -> Result<(), Error> {
+    async fn settle_for(&self, _attempt: &Attempt, _used: Used) -> Result<(), Error> {
         Ok(())
     }
 

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::Limits;
-use super::tokens::{Estimate, Held, Used};
+use super::tokens::{Attempt, Estimate, Held, Used};
 use crate::auth::Principal;
 use crate::error::Error;
-use crate::outbox::Name;
 
 /// Leave to run one generation. Dropped, what was set aside counts as spent: nobody knows how much of it was.
 pub struct Permit {
@@ -21,23 +20,23 @@ pub struct Permit {
 /// What a permit was for.
 #[derive(Debug)]
 pub struct Left {
-    /// The generation.
-    pub name: Name,
+    /// What is running.
+    pub attempt: Attempt,
     /// Where its tokens are set aside, if they are.
     pub held: Option<Held>,
 }
 
-/// Leave to run the generation of that name, which is the caller's.
+/// Leave to make that attempt, which is the caller's.
 ///
 /// # Errors
 /// As [`Limits::enter`].
 pub async fn admit(
     limits: &Arc<dyn Limits>,
     caller: &Principal,
-    name: Name,
+    attempt: Attempt,
 ) -> Result<Permit, Error> {
-    limits.enter(caller, &name).await?;
-    Ok(Permit { limits: Arc::clone(limits), left: Some(Left { name, held: None }) })
+    limits.enter(caller, &attempt.name).await?;
+    Ok(Permit { limits: Arc::clone(limits), left: Some(Left { attempt, held: None }) })
 }
 
 impl Permit {
@@ -47,7 +46,7 @@ impl Permit {
     /// As [`Limits::reserve`].
     pub async fn reserve(&mut self, caller: &Principal, estimate: Estimate) -> Result<(), Error> {
         if let Some(left) = &mut self.left {
-            left.held = self.limits.reserve(caller, &left.name, estimate).await?;
+            left.held = self.limits.reserve(caller, &left.attempt, estimate).await?;
         }
         Ok(())
     }
@@ -58,25 +57,12 @@ impl Permit {
     /// # Errors
     /// As [`Limits::settle`].
     pub async fn settle(mut self, used: Used) -> Result<(), Error> {
-        let Some(Left { name, held }) = self.left.take() else { return Ok(()) };
-        self.limits.leave(&name).await;
+        let Some(Left { attempt, held }) = self.left.take() else { return Ok(()) };
+        self.limits.leave(&attempt.name).await;
         match held {
-            Some(held) => self.limits.settle(&name, held, used).await,
+            Some(held) => self.limits.settle(&attempt, held, used).await,
             None => Ok(()),
         }
-    }
-
-    /// Gives it back, and leaves what was set aside to the relay that ends the generation, if that one knows of it.
-    ///
-    /// # Errors
-    /// As [`Limits::settle`].
-    pub async fn leave(mut self) -> Result<(), Error> {
-        if let Some(Left { held, .. }) = &mut self.left
-            && matches!(held, Some(Held::Shared(_)))
-        {
-            *held = None;
-        }
-        self.settle(Used::All).await
     }
 }
 
@@ -131,6 +117,7 @@ mod tests {
     use crate::journal::file::JournalFile;
     use crate::limits::memory::MemoryLimits;
     use crate::limits::{Allowance, Allowances, Rate};
+    use crate::outbox::Name;
 
     const RATE: Rate = Rate { requests: 60, window: Duration::from_secs(60) };
 
@@ -145,7 +132,8 @@ mod tests {
     async fn reserve(limits: &Arc<dyn Limits>, answer: u64) -> Result<Permit, Error> {
         let caller = Principal::for_tests(UserId(Uuid::nil()));
         let name = Name { owner: caller.user(), stream_id: crate::id::StreamId::random() };
-        let mut permit = admit(limits, &caller, name).await?;
+        let attempt = Attempt::unsaved(name, crate::clock::now());
+        let mut permit = admit(limits, &caller, attempt).await?;
         permit.reserve(&caller, Estimate { prompt: 10, answer }).await?;
         Ok(permit)
     }
@@ -175,7 +163,7 @@ mod tests {
         permit.settle(Used::Answer(40)).await.unwrap();
         assert_eq!(refused(&limits, 41).await, Code::BudgetExceeded);
         let permit = reserve(&limits, 40).await.unwrap();
-        permit.settle(Used::Nothing).await.unwrap();
+        permit.settle(Used::NOTHING).await.unwrap();
         let used = Used::Counted { tokens: 1_000, estimated: false };
         reserve(&limits, 40).await.unwrap().settle(used).await.unwrap();
         assert_eq!(refused(&limits, 0).await, Code::BudgetExceeded);

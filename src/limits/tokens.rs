@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 use crate::outbox::Name;
@@ -13,6 +15,35 @@ const DAY_SECONDS: i64 = 24 * 60 * 60;
 
 /// More tokens than any answer has. A provider's count is its word alone, and must not be more than a book can hold.
 const TOKENS_MAX: u64 = 1 << 40;
+
+/// Bytes of a write token's hash that tell one attempt from others of the same name.
+const ATTEMPT_ID_LEN: usize = 12;
+
+/// One attempt at a generation: what tokens are set aside for. What is ended before it begins leaves its name free, and whoever
+/// asks again by that name makes another attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// The generation.
+    pub name: Name,
+    /// Tells the attempt from others of that name.
+    pub id: String,
+}
+
+impl Attempt {
+    /// The one whose end is saved with that token, whichever relay ends it.
+    #[must_use]
+    pub fn saved_with(name: Name, write_token: &SecretString) -> Self {
+        let hash = Sha256::digest(write_token.expose_secret());
+        let id = hash.iter().take(ATTEMPT_ID_LEN).map(|byte| format!("{byte:02x}")).collect();
+        Self { name, id }
+    }
+
+    /// The one of which nothing is saved, and that was asked for at that moment.
+    #[must_use]
+    pub fn unsaved(name: Name, started_at: Timestamp) -> Self {
+        Self { name, id: started_at.as_millisecond().to_string() }
+    }
+}
 
 /// A day in UTC, counted from 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,8 +84,6 @@ impl Estimate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Used {
-    /// The provider did nothing.
-    Nothing,
     /// So many tokens were used.
     Counted {
         /// Of prompt and answer together.
@@ -78,11 +107,13 @@ pub struct Spent {
 }
 
 impl Used {
+    /// The provider did nothing.
+    pub const NOTHING: Self = Self::Counted { tokens: 0, estimated: false };
+
     /// What that comes to, where `estimate` was set aside.
     #[must_use]
     pub fn of(self, estimate: Estimate) -> Spent {
         let (tokens, is_estimate) = match self {
-            Self::Nothing => (0, false),
             Self::Counted { tokens, estimated } => (tokens, estimated),
             Self::Answer(tokens) => (estimate.prompt.saturating_add(tokens), true),
             Self::All => (estimate.total(), true),
@@ -104,8 +135,8 @@ pub enum Held {
 /// Tokens that are to be set aside.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// The generation.
-    pub name: Name,
+    /// What they are for.
+    pub attempt: Attempt,
     /// The day on which it begins, and to which all counts.
     pub day: Day,
     /// What it may cost.
@@ -121,8 +152,8 @@ pub struct Wish {
 /// What other relays are to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Debt {
-    /// The generation.
-    pub name: Name,
+    /// What it was set aside for.
+    pub attempt: Attempt,
     /// The day to which it counts.
     pub day: Day,
     /// What it came to.
@@ -138,8 +169,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// this has returned, they are settled at the next start if the process dies.
     async fn reserve(&self, wish: Wish) -> Result<Result<(), u64>, Error>;
 
-    /// Settles what was set aside for that generation. Without effect if nothing is.
-    async fn settle(&self, name: &Name, used: Used) -> Result<(), Error>;
+    /// Settles what was set aside for that. Without effect if nothing is.
+    async fn settle(&self, attempt: &Attempt, used: Used) -> Result<(), Error>;
 
     /// Keeps what other relays are to be told, as far as there is room for it.
     async fn owe(&self, debt: Debt) -> Result<(), Error>;
@@ -171,7 +202,7 @@ mod tests {
             let Spent { tokens, estimated } = used.of(estimate);
             (tokens, estimated)
         };
-        assert_eq!(of(Used::Nothing), (0, 0));
+        assert_eq!(of(Used::NOTHING), (0, 0));
         assert_eq!(of(Used::Counted { tokens: 7, estimated: false }), (7, 0));
         assert_eq!(of(Used::Counted { tokens: 7, estimated: true }), (7, 7));
         assert_eq!(of(Used::Answer(5)), (15, 15));

@@ -1,12 +1,19 @@
 //! The book of tokens where it was wrong once: what nobody saw, what was begun twice, what was said to be lost and was not.
 
+use std::time::Duration;
+
+use http::Method;
 use serde_json::{Value, json};
 use storytellr_relay::clock;
 use storytellr_relay::limits::tokens::Day;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::provider::{PATIENCE, Provider, Script};
-use crate::relay::{Builder, TestRelay, User};
+use crate::client::Reading;
+use crate::cutter::Cutter;
+use crate::database::Database;
+use crate::provider::{Gate, PATIENCE, Provider, Script};
+use crate::redis::{Pair, Redis};
+use crate::relay::{Answer, Builder, TestRelay, User};
 
 /// The budget of the tests.
 const LIMIT: u64 = 1_050_000;
@@ -40,6 +47,46 @@ async fn left(user: &User) -> u64 {
     let message = answer.refused(429, "budget_exceeded").to_owned();
     let (_, rest) = message.split_once("tokens, and ").unwrap();
     rest.split_once(' ').unwrap().0.parse().unwrap()
+}
+
+/// Returns when the user has so much left.
+async fn comes_to(user: &User, expected: u64) {
+    let since = Instant::now();
+    loop {
+        let left = left(user).await;
+        if left == expected {
+            return;
+        }
+        assert!(since.elapsed() < PATIENCE, "{left} left, and not {expected}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// An answer that the provider says took so many tokens, prompt and all, when the gate is open.
+fn gated(gate: &Gate, tokens: u64) -> Script {
+    let usage = json!({"prompt_tokens": 9, "completion_tokens": tokens - 9});
+    let usage = json!({"choices": [], "usage": usage});
+    Script::new().token("x").gate(gate).finish("stop").chunk(&usage).done()
+}
+
+fn costing(tokens: u64) -> Script {
+    let gate = Gate::new();
+    gate.open();
+    gated(&gate, tokens)
+}
+
+fn account(user: &User) -> String {
+    format!("relay:tokens:{}", user.id)
+}
+
+fn taken(redis: &Redis, user: &User) -> u64 {
+    redis.call::<Option<u64>>(&["HGET", &account(user), "taken"]).unwrap_or(0)
+}
+
+/// Lets a process hang, or go on.
+fn signal(pid: &str, signal: &str) {
+    let kill = std::process::Command::new("kill").args(["-s", signal, pid]).status();
+    assert!(kill.unwrap().success());
 }
 
 /// Thoughts of ten thousand tokens that readers are not shown, and every way out.
@@ -98,4 +145,161 @@ async fn thoughts_that_nobody_saw_are_paid_for() {
     user.stream(asked()).await.error().await;
     assert_eq!(left(&user).await, expected);
     relay.finish().await;
+}
+
+/// The script's answer where a relay calls it so.
+fn run<T: redis::FromRedisValue>(redis: &Redis, script: &str, arguments: &[&str]) -> T {
+    redis.call(&[&["EVAL", script, "1", "relay:tokens:somebody"], arguments].concat())
+}
+
+const RESERVE: &str = include_str!("../../src/limits/shared/scripts/reserve.lua");
+const SETTLE: &str = include_str!("../../src/limits/shared/scripts/settle.lua");
+
+/// The answer to any call may be lost, and calls that are late are carried out in any order.
+#[tokio::test]
+async fn what_redis_is_told_twice_or_too_late_counts_once() {
+    let redis = Redis::start().await;
+    let day = Day::of(clock::now()).0.to_string();
+    let reserve = |attempt: &str, tokens: &str| {
+        run::<(bool, u64, i64, u64)>(&redis, RESERVE, &[attempt, tokens, "5", "1000", "0", "0"])
+    };
+    let told = |attempt: &str, tokens: &str, is_new: &str| {
+        run::<u64>(&redis, SETTLE, &[attempt, &day, "counted", tokens, tokens, is_new])
+    };
+    // Set aside, but nobody heard of that, and so it is told of as new, and that twice.
+    assert!(reserve("a", "30").0);
+    assert_eq!(told("a", "300", "1"), 300);
+    assert_eq!(told("a", "300", "1"), 300);
+    // Told of before what was to be set aside for it is.
+    assert_eq!(told("b", "100", "1"), 400);
+    reserve("b", "200");
+    assert_eq!(taken_of_somebody(&redis), 400);
+    // Set aside twice is what the second one says, if there is room for it.
+    assert!(reserve("c", "10").0);
+    assert!(!reserve("c", "900").0);
+    assert!(reserve("c", "20").0);
+    assert_eq!(taken_of_somebody(&redis), 420);
+    // Ended by another relay, which its own one does not hear of.
+    run::<u64>(&redis, SETTLE, &["c", "", "counted", "15", "0", "0"]);
+    assert_eq!(told("c", "15", "1"), 415);
+}
+
+fn taken_of_somebody(redis: &Redis) -> u64 {
+    redis.call(&["HGET", "relay:tokens:somebody", "taken"])
+}
+
+/// Two relays with budgets whose way to the database can be cut.
+async fn cuttable(provider: &Provider) -> (Pair, Cutter) {
+    let database = Database::shared().await;
+    let cutter = Cutter::before(database.port()).await;
+    let url = database.url_at("relay", cutter.port());
+    let pair =
+        Pair::start_with(provider, |relay| limited(relay).env("RELAY_DATABASE_URL", url.clone()));
+    (pair.await, cutter)
+}
+
+#[tokio::test]
+async fn a_relay_started_again_settles_what_it_had_finished_but_not_saved() {
+    let (provider, gate) = (Provider::start().await, Gate::new());
+    let (mut pair, database) = cuttable(&provider).await;
+    prepare(&pair.user).await;
+    provider.once(gated(&gate, 70_000));
+    let body = json!({"conversation_id": pair.story, "input": "Go.", "max_tokens": ANSWER});
+    let mut here = pair.user.stream(body).await;
+    here.until("token").await;
+    database.shut();
+    gate.open();
+    pair.first.logs("save failed").await;
+    pair.first.kill().await;
+    pair.first.start_again().await;
+    pair.first.is_in_touch().await;
+    database.open();
+    comes_to(&pair.user, LIMIT - 70_000).await;
+    pair.finish().await;
+}
+
+/// A turn that its relay did not live to begin, and the same turn asked for again elsewhere, are two.
+#[tokio::test]
+async fn a_second_attempt_is_not_settled_for_the_first() {
+    let (provider, database) = (Provider::start().await, Database::migrated().await);
+    let url = database.url("relay");
+    let pair =
+        Pair::start_with(&provider, |relay| limited(relay).env("RELAY_DATABASE_URL", url.clone()));
+    let mut pair = pair.await;
+    prepare(&pair.user).await;
+    // With the story locked, a turn in it begins for as long as that lasts.
+    let mut admin = database.admin().await;
+    let lock = admin.transaction().await.unwrap();
+    let story =
+        format!("select from public.relay_conversations where id = {} for update", pair.story);
+    lock.batch_execute(&story).await.unwrap();
+    let turn = json!({"conversation_id": pair.story, "input": "Go.", "max_tokens": ANSWER, "stream_id": "again"});
+    let ask = |user: &User| user.request(Method::POST, "/v1/stream").body(turn.to_string()).send();
+    let asking = tokio::spawn(ask(&pair.user));
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let since = Instant::now();
+    while database.count(waiting).await == 0 {
+        assert!(since.elapsed() < PATIENCE, "{}", pair.first.log());
+        sleep(Duration::from_millis(10)).await;
+    }
+    pair.first.kill().await;
+    assert!(asking.await.unwrap().is_err(), "it had been answered");
+    // The database hears of its death before it gets so far.
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    lock.batch_execute(end).await.unwrap();
+    lock.rollback().await.unwrap();
+
+    let gate = Gate::new();
+    provider.always(gated(&gate, 1_000));
+    let since = Instant::now();
+    let mut second = loop {
+        let response = ask(&pair.away).await.unwrap();
+        if response.status() == 200 {
+            break Reading::new(response);
+        }
+        assert!(since.elapsed() < 2 * PATIENCE, "{:?}", Answer::of(response).await);
+        sleep(Duration::from_millis(100)).await;
+    };
+    second.until("token").await;
+    // The first one is looked after until it is sure that it will never begin.
+    let since = Instant::now();
+    while !pair.second.log().contains("done with an entry of the outbox") {
+        assert!(since.elapsed() < 2 * PATIENCE, "{}", pair.second.log());
+        assert!(left(&pair.away).await < LIMIT - ANSWER, "set aside still");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(left(&pair.away).await < LIMIT - ANSWER, "set aside still");
+    gate.open();
+    second.done().await;
+    assert_eq!(left(&pair.away).await, LIMIT - 1_000);
+    pair.first.start_again().await;
+    pair.finish().await;
+}
+
+/// Redis hangs, the relay goes by its own book and refuses, and then Redis carries out what it was asked.
+#[tokio::test]
+async fn what_a_hanging_redis_set_aside_too_late_is_given_back() {
+    let provider = Provider::start().await;
+    let pair = Pair::start_with(&provider, limited).await;
+    prepare(&pair.user).await;
+    provider.once(costing(1_000_000));
+    pair.user.stream(asked()).await.done().await;
+    // As if other relays had given something back meanwhile.
+    pair.redis.call::<()>(&["HSET", &account(&pair.user), "taken", "0"]);
+    // Asked before, because who hangs says nothing.
+    let redis = pair.redis.pid();
+    signal(&redis, "STOP");
+    pair.user.post("/v1/stream", &asked()).await.refused(429, "budget_exceeded");
+    signal(&redis, "CONT");
+    pair.first.is_in_touch().await;
+    comes_to(&pair.user, LIMIT).await;
+    // And what began by the relay's own book meanwhile counts once.
+    provider.once(costing(1_000));
+    signal(&redis, "STOP");
+    pair.user.stream(asked()).await.done().await;
+    signal(&redis, "CONT");
+    pair.first.is_in_touch().await;
+    comes_to(&pair.away, LIMIT - 1_000).await;
+    assert_eq!(taken(&pair.redis, &pair.user), 1_000);
+    pair.finish().await;
 }

@@ -46,6 +46,13 @@ impl Redis {
         call.query(&mut client.get_connection().unwrap()).unwrap()
     }
 
+    /// The server's process.
+    pub(crate) fn pid(&self) -> String {
+        let said: String = self.call(&["INFO", "server"]);
+        let line = said.lines().find_map(|line| line.strip_prefix("process_id:"));
+        line.unwrap().to_owned()
+    }
+
     /// What it has now is what it will have after [`Self::crash`].
     pub(crate) fn keep(&self) {
         self.call::<()>(&["SAVE"]);

@@ -13,12 +13,14 @@ create table spent (
 create table reservations (
   owner text not null,
   stream_id text not null,
+  -- Tells it from others of that name.
+  attempt text not null,
   day integer not null,
   prompt_tokens integer not null,
   answer_tokens integer not null,
   -- Whether other relays are to be told what it came to.
   is_shared integer not null,
-  primary key (owner, stream_id)
+  primary key (owner, stream_id, attempt)
 ) strict, without rowid;
 
 -- What other relays are to be told.
@@ -27,6 +29,7 @@ create table debts (
   day integer not null,
   owner text not null,
   stream_id text not null,
+  attempt text not null,
   used text not null,
   -- Whether they know nothing of it, and then how many tokens it is.
   is_new integer not null,

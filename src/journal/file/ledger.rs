@@ -1,12 +1,15 @@
 //! The book of tokens, in the file that has the texts: what a killed relay had set aside is settled by what is left of the
 //! answer, in the transaction that recovers it.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use secrecy::SecretString;
 
 use super::{JournalFile, json, optional_json, owner, parsed, unreadable};
 use crate::error::Error;
-use crate::limits::tokens::{Day, Debt, Estimate, Ledger, Spent, Used, Wish};
+use crate::limits::tokens::{Attempt, Day, Debt, Estimate, Ledger, Spent, Used, Wish};
 use crate::outbox::Name;
 use crate::prompt;
 
@@ -14,15 +17,19 @@ use crate::prompt;
 /// nobody. At some 200 bytes each they are 4 MiB of disk.
 const DEBTS_MAX: i64 = 20_000;
 
+/// How much text of a killed process is counted before its successor serves, in bytes: a second's work. Of the rest the length
+/// says enough.
+const COUNTED_LEN_MAX: usize = 8 << 20;
+
 #[async_trait]
 impl Ledger for JournalFile {
     async fn reserve(&self, wish: Wish) -> Result<Result<(), u64>, Error> {
         self.write(move |connection| reserve(connection, &wish)).await
     }
 
-    async fn settle(&self, name: &Name, used: Used) -> Result<(), Error> {
-        let name = name.clone();
-        self.write(move |connection| settle(connection, &name, used)).await
+    async fn settle(&self, attempt: &Attempt, used: Used) -> Result<(), Error> {
+        let attempt = attempt.clone();
+        self.write(move |connection| settle(connection, &attempt, used)).await
     }
 
     async fn owe(&self, debt: Debt) -> Result<(), Error> {
@@ -52,27 +59,28 @@ impl Ledger for JournalFile {
 }
 
 fn reserve(connection: &Connection, wish: &Wish) -> Result<Result<(), u64>, Error> {
-    let Wish { name, day, estimate, limit, elsewhere, is_shared } = wish;
-    let (user, stream_id) = (name.owner.to_string(), name.stream_id.as_str());
+    let Wish { attempt, day, estimate, limit, elsewhere, is_shared } = wish;
+    let [user, stream_id, attempt_id] = words(attempt);
     forget_before(connection, *day)?;
     let here: i64 = connection
         .prepare_cached(
             "select
                coalesce((select tokens from spent where day = ?1 and owner = ?2), 0)
                + coalesce((select sum(prompt_tokens + answer_tokens) from reservations
-                   where owner = ?2 and stream_id <> ?3 and day = ?1), 0)
+                   where owner = ?2 and (stream_id, attempt) <> (?3, ?4) and day = ?1), 0)
                + coalesce((select sum(tokens) from debts where owner = ?2 and day = ?1), 0)",
         )?
-        .query_row(params![day.0, user, stream_id], |row| row.get(0))?;
+        .query_row(params![day.0, user, stream_id, attempt_id], |row| row.get(0))?;
     let taken = elsewhere.saturating_add(here.unsigned_abs());
     if taken.saturating_add(estimate.total()) > *limit {
         return Ok(Err(taken));
     }
     connection
-        .prepare_cached("insert or replace into reservations values (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .prepare_cached("insert or replace into reservations values (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
         .execute(params![
             user,
             stream_id,
+            attempt_id,
             day.0,
             number(estimate.prompt),
             number(estimate.answer),
@@ -81,13 +89,13 @@ fn reserve(connection: &Connection, wish: &Wish) -> Result<Result<(), u64>, Erro
     Ok(Ok(()))
 }
 
-fn settle(connection: &Connection, name: &Name, used: Used) -> Result<(), Error> {
+fn settle(connection: &Connection, attempt: &Attempt, used: Used) -> Result<(), Error> {
     let reservation = connection
         .prepare_cached(
-            "delete from reservations where owner = ?1 and stream_id = ?2
+            "delete from reservations where owner = ?1 and stream_id = ?2 and attempt = ?3
              returning day, prompt_tokens, answer_tokens, is_shared",
         )?
-        .query_row([name.owner.to_string(), name.stream_id.to_string()], |row| {
+        .query_row(words(attempt), |row| {
             let tokens = |at| Ok::<_, rusqlite::Error>(row.get::<_, i64>(at)?.unsigned_abs());
             let estimate = Estimate { prompt: tokens(1)?, answer: tokens(2)? };
             Ok((Day(row.get(0)?), estimate, row.get::<_, bool>(3)?))
@@ -97,28 +105,36 @@ fn settle(connection: &Connection, name: &Name, used: Used) -> Result<(), Error>
     let Spent { tokens, estimated } = used.of(estimate);
     if is_shared {
         let used = Used::Counted { tokens, estimated: estimated > 0 };
-        return owe(connection, &Debt { name: name.clone(), day, used, is_new: true }, tokens);
+        let debt = Debt { attempt: attempt.clone(), day, used, is_new: true };
+        return owe(connection, &debt, tokens);
     }
     connection
         .prepare_cached(
             "insert into spent values (?1, ?2, ?3, ?4)
              on conflict do update set tokens = tokens + ?3, estimated = estimated + ?4",
         )?
-        .execute(params![day.0, name.owner.to_string(), number(tokens), number(estimated)])?;
+        .execute(params![
+            day.0,
+            attempt.name.owner.to_string(),
+            number(tokens),
+            number(estimated)
+        ])?;
     Ok(())
 }
 
 fn owe(connection: &Connection, debt: &Debt, tokens: u64) -> Result<(), Error> {
-    let Debt { name, day, used, is_new } = debt;
+    let Debt { attempt, day, used, is_new } = debt;
+    let [user, stream_id, attempt_id] = words(attempt);
     connection
         .prepare_cached(
-            "insert into debts (day, owner, stream_id, used, is_new, tokens)
-             select ?1, ?2, ?3, ?4, ?5, ?6 where (select count(*) from debts) < ?7",
+            "insert into debts (day, owner, stream_id, attempt, used, is_new, tokens)
+             select ?1, ?2, ?3, ?4, ?5, ?6, ?7 where (select count(*) from debts) < ?8",
         )?
         .execute(params![
             day.0,
-            name.owner.to_string(),
-            name.stream_id.as_str(),
+            user,
+            stream_id,
+            attempt_id,
             json(&Some(used))?,
             is_new,
             number(tokens),
@@ -137,31 +153,60 @@ fn forget_before(connection: &Connection, day: Day) -> Result<(), Error> {
 
 /// Settles what the last process had set aside: by the text that is recorded, or in full where none is.
 pub(super) fn settle_all(connection: &Connection) -> Result<(), Error> {
-    let mut statement = connection.prepare(
-        "select reservations.owner, reservations.stream_id, records.id is not null as is_recorded,
-           (select group_concat(text, '' order by begin) from pieces where record_id = records.id) as text
-         from reservations left join records using (owner, stream_id)
-         order by records.id desc",
-    )?;
-    let left = statement
+    let mut reservations =
+        connection.prepare("select owner, stream_id, attempt from reservations")?;
+    let reserved = reservations.query_map([], attempt)?.collect::<Result<Vec<_>, _>>()?;
+    let mut records =
+        connection.prepare("select id, owner, stream_id, write_token from records")?;
+    let recorded = records
         .query_map([], |row| {
             let name = Name { owner: owner(row)?, stream_id: parsed(row, "stream_id")? };
-            let text: Option<String> = row.get("text")?;
-            Ok((name, row.get::<_, bool>("is_recorded")?.then(|| text.unwrap_or_default())))
+            let write_token = SecretString::from(row.get::<_, String>("write_token")?);
+            Ok((words(&Attempt::saved_with(name, &write_token)), row.get::<_, i64>("id")?))
         })?
-        .collect::<Result<Vec<_>, _>>()?;
-    for (name, text) in left {
-        let tokens = |text: String| prompt::count_tokens(&text, usize::MAX) as u64;
-        settle(connection, &name, text.map_or(Used::All, |text| Used::Answer(tokens(text))))?;
+        .collect::<Result<HashMap<_, _>, _>>()?;
+    let mut text = connection.prepare(
+        "select coalesce(group_concat(text, '' order by begin), '') from pieces where record_id = ?1",
+    )?;
+    let mut counted_len = 0;
+    for attempt in reserved {
+        let used = match recorded.get(&words(&attempt)) {
+            None => Used::All,
+            Some(record) => {
+                let text: String = text.query_row([record], |row| row.get(0))?;
+                counted_len += text.len();
+                Used::Answer(if counted_len <= COUNTED_LEN_MAX {
+                    prompt::count_tokens(&text, usize::MAX) as u64
+                } else {
+                    prompt::estimate_tokens(text.len())
+                })
+            }
+        };
+        settle(connection, &attempt, used)?;
     }
     Ok(())
 }
 
 fn debt(row: &Row<'_>) -> rusqlite::Result<(i64, Debt)> {
     let used = optional_json(row, "used")?.ok_or_else(|| unreadable("a debt of nothing"))?;
-    let name = Name { owner: owner(row)?, stream_id: parsed(row, "stream_id")? };
-    let debt = Debt { name, day: Day(row.get("day")?), used, is_new: row.get("is_new")? };
+    let debt = Debt {
+        attempt: attempt(row)?,
+        day: Day(row.get("day")?),
+        used,
+        is_new: row.get("is_new")?,
+    };
     Ok((row.get("id")?, debt))
+}
+
+/// What an attempt goes by: user, stream id, and its own id.
+fn words(attempt: &Attempt) -> [String; 3] {
+    let Attempt { name, id } = attempt;
+    [name.owner.to_string(), name.stream_id.to_string(), id.clone()]
+}
+
+fn attempt(row: &Row<'_>) -> rusqlite::Result<Attempt> {
+    let name = Name { owner: owner(row)?, stream_id: parsed(row, "stream_id")? };
+    Ok(Attempt { name, id: row.get("attempt")? })
 }
 
 /// As SQLite has numbers. What is more than it has is more than anybody may spend.
@@ -176,10 +221,15 @@ mod tests {
     use super::*;
     use crate::id::UserId;
 
+    fn of(stream: &str) -> Attempt {
+        let name = Name { owner: UserId(Uuid::nil()), stream_id: stream.parse().unwrap() };
+        Attempt { name, id: String::new() }
+    }
+
     /// A wish of one user for so many tokens of a hundred, on that day.
     fn wish(stream: &str, day: i64, answer: u64) -> Wish {
         Wish {
-            name: Name { owner: UserId(Uuid::nil()), stream_id: stream.parse().unwrap() },
+            attempt: of(stream),
             day: Day(day),
             estimate: Estimate { prompt: 10, answer },
             limit: 100,
@@ -194,8 +244,8 @@ mod tests {
         file.reserve(wish("a", 1, 90)).await.unwrap().unwrap();
         assert_eq!(file.reserve(wish("b", 1, 0)).await.unwrap(), Err(100));
         file.reserve(wish("b", 2, 90)).await.unwrap().unwrap();
-        file.settle(&wish("a", 1, 0).name, Used::All).await.unwrap();
-        file.settle(&wish("b", 2, 0).name, Used::Answer(10)).await.unwrap();
+        file.settle(&of("a"), Used::All).await.unwrap();
+        file.settle(&of("b"), Used::Answer(10)).await.unwrap();
         assert_eq!(file.reserve(wish("c", 2, 71)).await.unwrap(), Err(20));
         let days = file.read(|connection| {
             let count = "select count(*) from spent where day < 2";
@@ -215,12 +265,12 @@ mod tests {
         assert_eq!(file.reserve(shared("a", 60, 31)).await.unwrap(), Err(60));
         file.reserve(shared("a", 60, 30)).await.unwrap().unwrap();
         let used = Used::Counted { tokens: 25, estimated: true };
-        file.settle(&wish("a", 1, 0).name, used).await.unwrap();
+        file.settle(&of("a"), used).await.unwrap();
         // Twice changes nothing.
-        file.settle(&wish("a", 1, 0).name, Used::All).await.unwrap();
+        file.settle(&of("a"), Used::All).await.unwrap();
         assert_eq!(file.reserve(shared("b", 60, 6)).await.unwrap(), Err(85));
         let debts = file.debts(10).await.unwrap();
-        let debt = Debt { name: wish("a", 1, 0).name, day: Day(1), used, is_new: true };
+        let debt = Debt { attempt: of("a"), day: Day(1), used, is_new: true };
         assert_eq!(debts.iter().map(|(_, debt)| debt).collect::<Vec<_>>(), [&debt]);
         file.paid(debts.iter().map(|(id, _)| *id).collect()).await.unwrap();
         assert_eq!(file.debts(10).await.unwrap(), []);

@@ -14,8 +14,7 @@ use crate::clock;
 use crate::error::Error;
 use crate::id::UserId;
 use crate::limits::refusal::over_budget;
-use crate::limits::tokens::{Day, Debt, Estimate, Held, Ledger, Used, Wish};
-use crate::outbox::Name;
+use crate::limits::tokens::{Attempt, Day, Debt, Estimate, Held, Ledger, Used, Wish};
 use crate::redis_client::Redis;
 
 /// Debts that are told in one round trip.
@@ -46,18 +45,24 @@ impl Book {
 
     pub(super) async fn reserve(
         &self,
-        name: &Name,
+        attempt: &Attempt,
         limit: u64,
         estimate: Estimate,
     ) -> Result<Held, Error> {
-        let mut call = SCRIPTS.reserve.call(&[&account(name.owner)]);
-        call.arg(name.stream_id.as_str());
-        call.arg(estimate.total()).arg(estimate.prompt).arg(limit);
+        let user = attempt.name.owner;
+        let mut call = SCRIPTS.reserve.call(&[&account(user)]);
+        call.arg(field(attempt)).arg(estimate.total()).arg(estimate.prompt).arg(limit);
+        // It may be carried out though its answer does not come.
+        let is_asked = self.redis.up_since().is_some();
         let Ok((granted, taken, day, left)) = self.redis.call::<(bool, u64, i64, u64)>(&call).await
         else {
-            return self.reserve_here(name, limit, estimate).await;
+            let reserved = self.reserve_here(attempt, limit, estimate).await;
+            if is_asked && reserved.is_err() {
+                self.give_back(attempt).await?;
+            }
+            return reserved;
         };
-        self.learn(name.owner, Day(day), taken);
+        self.learn(user, Day(day), taken);
         if granted {
             Ok(Held::Shared(Day(day)))
         } else {
@@ -67,46 +72,59 @@ impl Book {
 
     async fn reserve_here(
         &self,
-        name: &Name,
+        attempt: &Attempt,
         limit: u64,
         estimate: Estimate,
     ) -> Result<Held, Error> {
         let now = clock::now();
         let day = Day::of(now);
-        let elsewhere = self.known_of(name.owner, day);
-        let name = name.clone();
-        let wish = Wish { name, day, estimate, limit, elsewhere, is_shared: true };
+        let elsewhere = self.known_of(attempt.name.owner, day);
+        let attempt = attempt.clone();
+        let wish = Wish { attempt, day, estimate, limit, elsewhere, is_shared: true };
         match self.ledger.reserve(wish).await? {
             Ok(()) => Ok(Held::Here),
             Err(taken) => Err(over_budget(estimate, limit, taken, Day::rest(now))),
         }
     }
 
-    pub(super) async fn settle(&self, name: &Name, held: Held, used: Used) -> Result<(), Error> {
+    /// Gives back, as soon as Redis can be told, what may have been set aside there though it did not say so.
+    async fn give_back(&self, attempt: &Attempt) -> Result<(), Error> {
+        let (attempt, day) = (attempt.clone(), Day::of(clock::now()));
+        self.ledger.owe(Debt { attempt, day, used: Used::NOTHING, is_new: true }).await?;
+        self.owes.notify_one();
+        Ok(())
+    }
+
+    pub(super) async fn settle(
+        &self,
+        attempt: &Attempt,
+        held: Held,
+        used: Used,
+    ) -> Result<(), Error> {
         match held {
             Held::Here => {
-                self.ledger.settle(name, used).await?;
+                self.ledger.settle(attempt, used).await?;
                 self.owes.notify_one();
                 Ok(())
             }
-            Held::Shared(day) => self.tell(name, Some(day), used).await,
+            Held::Shared(day) => self.tell(attempt, Some(day), used).await,
         }
     }
 
     /// Settles what was set aside in Redis, now or as soon as it is back.
     pub(super) async fn tell(
         &self,
-        name: &Name,
+        attempt: &Attempt,
         day: Option<Day>,
         used: Used,
     ) -> Result<(), Error> {
-        let call = call(name, day, used, false);
+        let call = call(attempt, day, used, false);
         if let Ok(taken) = self.redis.call::<u64>(&call).await {
-            self.learn(name.owner, day.unwrap_or_else(|| Day::of(clock::now())), taken);
+            self.learn(attempt.name.owner, day.unwrap_or_else(|| Day::of(clock::now())), taken);
             return Ok(());
         }
         let day = day.unwrap_or_else(|| Day::of(clock::now()));
-        self.ledger.owe(Debt { name: name.clone(), day, used, is_new: false }).await?;
+        self.ledger.owe(Debt { attempt: attempt.clone(), day, used, is_new: false }).await?;
         self.owes.notify_one();
         Ok(())
     }
@@ -124,13 +142,13 @@ impl Book {
                 continue;
             }
             let mut calls = redis::pipe();
-            for (_, Debt { name, day, used, is_new }) in &debts {
-                calls.add_command(call(name, Some(*day), *used, *is_new));
+            for (_, Debt { attempt, day, used, is_new }) in &debts {
+                calls.add_command(call(attempt, Some(*day), *used, *is_new));
             }
             // Else the client has told that it is away.
             if let Ok(taken) = self.redis.pipeline::<Vec<u64>>(&calls).await {
                 for ((_, debt), taken) in debts.iter().zip(taken) {
-                    self.learn(debt.name.owner, debt.day, taken);
+                    self.learn(debt.attempt.name.owner, debt.day, taken);
                 }
                 // Told twice, if the process dies before, which changes nothing.
                 let ids = debts.iter().map(|(id, _)| *id).collect();
@@ -170,14 +188,19 @@ fn account(user: UserId) -> String {
     format!("relay:tokens:{user}")
 }
 
-fn call(name: &Name, day: Option<Day>, used: Used, is_new: bool) -> redis::Cmd {
-    let mut call = SCRIPTS.settle.call(&[&account(name.owner)]);
-    call.arg(name.stream_id.as_str());
+/// What an attempt goes by in its user's account.
+fn field(attempt: &Attempt) -> String {
+    format!("{}:{}", attempt.name.stream_id, attempt.id)
+}
+
+fn call(attempt: &Attempt, day: Option<Day>, used: Used, is_new: bool) -> redis::Cmd {
+    let mut call = SCRIPTS.settle.call(&[&account(attempt.name.owner)]);
+    call.arg(field(attempt));
     call.arg(day.map(|Day(day)| day.to_string()).unwrap_or_default());
     // What was set aside is known there alone.
     let nothing = Estimate { prompt: 0, answer: 0 };
     let word = match used {
-        Used::Nothing | Used::Counted { .. } => "counted",
+        Used::Counted { .. } => "counted",
         Used::Answer(_) => "answer",
         Used::All => "all",
     };

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `relay:requests:<user>`, `relay:requests:<address>` | the requests of a window, gone when it is over |
 //! | `relay:streams:<user>` | sorted set: running generations as `<instance>:<stream>`, by when they run out |
-//! | `relay:tokens:<user>` | hash, gone when its day is over: tokens `taken` (spent and set aside), `for:<stream>` what is set aside for each, `told:<stream>` what was spent while Redis was away |
+//! | `relay:tokens:<user>` | hash, gone when its day is over: tokens `taken` (spent and set aside), `for:<stream>:<attempt>` what is set aside for each, `told:<stream>:<attempt>` what its relay tells of later than others know of it, or not only once |
 
 mod book;
 
@@ -23,7 +23,7 @@ use self::book::Book;
 use super::memory::MemoryLimits;
 use super::permit::{Dropped, Left};
 use super::refusal::{too_many_requests, too_many_streams};
-use super::tokens::{Estimate, Held, Used};
+use super::tokens::{Attempt, Estimate, Held, Used};
 use super::windows::Windows;
 use super::{Limits, Quota, Rate, TooMany};
 use crate::auth::Principal;
@@ -123,11 +123,11 @@ impl SharedLimits {
         loop {
             let dropped = self.dropped.next().await;
             for left in dropped.chunks(SIDE_BY_SIDE) {
-                self.tell_of_leaving(left.iter().map(|left| &left.name)).await;
+                self.tell_of_leaving(left.iter().map(|left| &left.attempt.name)).await;
             }
-            for Left { name, held } in dropped {
+            for Left { attempt, held } in dropped {
                 if let Some(held) = held
-                    && let Err(error) = self.book.settle(&name, held, Used::All).await
+                    && let Err(error) = self.book.settle(&attempt, held, Used::All).await
                 {
                     return error;
                 }
@@ -194,7 +194,7 @@ impl Limits for SharedLimits {
     }
 
     fn leave_soon(&self, left: Left) {
-        self.local.running.leave(&left.name);
+        self.local.running.leave(&left.attempt.name);
         self.dropped.push(left);
     }
 
@@ -205,25 +205,25 @@ impl Limits for SharedLimits {
     async fn reserve(
         &self,
         caller: &Principal,
-        name: &Name,
+        attempt: &Attempt,
         estimate: Estimate,
     ) -> Result<Option<Held>, Error> {
         match self.local.allowances.of(caller).tokens_per_day {
-            Some(limit) => self.book.reserve(name, limit, estimate).await.map(Some),
+            Some(limit) => self.book.reserve(attempt, limit, estimate).await.map(Some),
             None => Ok(None),
         }
     }
 
-    async fn settle(&self, name: &Name, held: Held, used: Used) -> Result<(), Error> {
-        self.book.settle(name, held, used).await
+    async fn settle(&self, attempt: &Attempt, held: Held, used: Used) -> Result<(), Error> {
+        self.book.settle(attempt, held, used).await
     }
 
-    fn are_shared(&self) -> bool {
-        true
+    fn share_budgets(&self) -> bool {
+        self.local.allowances.have_budgets()
     }
 
-    async fn settle_for(&self, name: &Name, used: Used) -> Result<(), Error> {
-        self.book.tell(name, None, used).await
+    async fn settle_for(&self, attempt: &Attempt, used: Used) -> Result<(), Error> {
+        self.book.tell(attempt, None, used).await
     }
 
     async fn run(&self) -> Error {

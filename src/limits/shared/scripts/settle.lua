@@ -1,5 +1,5 @@
--- Settles what was set aside for a generation, once; or counts what was spent where nobody could tell.
--- KEYS: the user's account. ARGV: stream id, the day ('': whatever day it was set aside on), 'counted', 'answer' or 'all',
+-- Settles what was set aside for an attempt, once; or counts what was spent where nobody could tell, once.
+-- KEYS: the user's account. ARGV: the attempt, the day ('': whatever day it was set aside on), 'counted', 'answer' or 'all',
 -- tokens, how many of them are estimated, '1' if nothing may have been set aside here.
 -- Returns what is spent and set aside then.
 local now = tonumber(redis.call('TIME')[1])
@@ -11,9 +11,18 @@ if redis.call('HGET', KEYS[1], 'day') ~= day then
   redis.call('DEL', KEYS[1])
 end
 local reserved = redis.call('HGET', KEYS[1], 'for:' .. ARGV[1])
+-- It may have been told before, and its answer lost; and whoever settles for another, who may tell of it as well, marks it.
+if ARGV[6] == '1' or (reserved and ARGV[2] == '') then
+  if redis.call('HSETNX', KEYS[1], 'told:' .. ARGV[1], '1') == 0 then
+    return tonumber(redis.call('HGET', KEYS[1], 'taken') or '0')
+  end
+  redis.call('HSET', KEYS[1], 'day', day)
+  redis.call('EXPIRE', KEYS[1], 86400 - now % 86400)
+end
+local used, estimated, tokens = tonumber(ARGV[4]), tonumber(ARGV[5]), 0
 if reserved then
-  local tokens, prompt = string.match(reserved, '^(%d+):(%d+)$')
-  local used, estimated = tonumber(ARGV[4]), tonumber(ARGV[5])
+  local prompt
+  tokens, prompt = string.match(reserved, '^(%d+):(%d+)$')
   if ARGV[3] == 'answer' then
     used = prompt + used
     estimated = used
@@ -22,12 +31,8 @@ if reserved then
     estimated = used
   end
   redis.call('HDEL', KEYS[1], 'for:' .. ARGV[1])
-  redis.call('HINCRBY', KEYS[1], 'taken', string.format('%d', used - tokens))
-  redis.call('HINCRBY', KEYS[1], 'estimated', string.format('%d', estimated))
-elseif ARGV[6] == '1' and redis.call('HSETNX', KEYS[1], 'told:' .. ARGV[1], '1') == 1 then
-  redis.call('HSET', KEYS[1], 'day', day)
-  redis.call('HINCRBY', KEYS[1], 'taken', ARGV[4])
-  redis.call('HINCRBY', KEYS[1], 'estimated', ARGV[5])
-  redis.call('EXPIRE', KEYS[1], 86400 - now % 86400)
+elseif ARGV[6] ~= '1' then
+  return tonumber(redis.call('HGET', KEYS[1], 'taken') or '0')
 end
-return tonumber(redis.call('HGET', KEYS[1], 'taken') or '0')
+redis.call('HINCRBY', KEYS[1], 'estimated', string.format('%d', estimated))
+return redis.call('HINCRBY', KEYS[1], 'taken', string.format('%d', used - tokens))
