@@ -22,10 +22,10 @@ pub struct MemoryLimits {
     pub(super) allowances: Allowances,
     pub(super) users: Windows<UserId>,
     /// Apart from the users, so that nobody's addresses crowd these out.
-    pub(super) addresses: Windows<IpAddr>,
+    addresses: Windows<IpAddr>,
     pub(super) running: Running,
     pub(super) ledger: Arc<dyn Ledger>,
-    dropped: Dropped,
+    pub(super) dropped: Dropped,
 }
 
 impl MemoryLimits {

@@ -303,3 +303,25 @@ async fn what_a_hanging_redis_set_aside_too_late_is_given_back() {
     assert_eq!(taken(&pair.redis, &pair.user), 1_000);
     pair.finish().await;
 }
+#[tokio::test]
+async fn a_flushed_redis_hears_from_each_relay_what_that_one_knew() {
+    let provider = Provider::start().await;
+    let pair = Pair::start_with(&provider, limited).await;
+    prepare(&pair.user).await;
+    provider.once(costing(500_000));
+    pair.user.stream(asked()).await.done().await;
+    pair.redis.call::<()>(&["FLUSHALL"]);
+    assert_eq!(left(&pair.user).await, LIMIT - 500_000);
+    let gate = Gate::new();
+    provider.once(gated(&gate, 1_000));
+    let mut reading = pair.user.stream(asked()).await;
+    reading.until("token").await;
+    assert!(left(&pair.away).await < LIMIT - 500_000 - ANSWER, "others hear of it");
+    // What is running now nobody can settle any more: it stays set aside.
+    pair.redis.call::<()>(&["FLUSHALL"]);
+    gate.open();
+    reading.done().await;
+    assert!(left(&pair.user).await < LIMIT - 500_000 - ANSWER);
+    assert!(left(&pair.away).await < LIMIT - 500_000 - ANSWER);
+    pair.finish().await;
+}

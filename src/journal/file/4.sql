@@ -37,3 +37,4 @@ create table debts (
 ) strict;
 
 create index debts_by_owner on debts (owner, day);
+create index debts_by_day on debts (day);

@@ -13,8 +13,8 @@ use crate::limits::tokens::{Attempt, Day, Debt, Estimate, Ledger, Spent, Used, W
 use crate::outbox::Name;
 use crate::prompt;
 
-/// What other relays can be owed at most: an outage of some hours. Past it nothing more is told of, and they count it for
-/// nobody. At some 200 bytes each they are 4 MiB of disk.
+/// Answers that other relays can be owed at most: a busy relay's quarter of an hour, or a quiet one's day. What is past it
+/// counts at this relay alone. At some 200 bytes each they are 4 MiB of disk.
 const DEBTS_MAX: i64 = 20_000;
 
 /// How much text of a killed process is counted before its successor serves, in bytes: a second's work. Of the rest the length
@@ -33,7 +33,7 @@ impl Ledger for JournalFile {
     }
 
     async fn owe(&self, debt: Debt) -> Result<(), Error> {
-        self.write(move |connection| owe(connection, &debt, 0)).await
+        self.write(move |connection| owe(connection, &debt, 0).map(drop)).await
     }
 
     async fn debts(&self, limit: u32) -> Result<Vec<(i64, Debt)>, Error> {
@@ -106,7 +106,9 @@ fn settle(connection: &Connection, attempt: &Attempt, used: Used) -> Result<(), 
     if is_shared {
         let used = Used::Counted { tokens, estimated: estimated > 0 };
         let debt = Debt { attempt: attempt.clone(), day, used, is_new: true };
-        return owe(connection, &debt, tokens);
+        if owe(connection, &debt, tokens)? {
+            return Ok(());
+        }
     }
     connection
         .prepare_cached(
@@ -122,13 +124,16 @@ fn settle(connection: &Connection, attempt: &Attempt, used: Used) -> Result<(), 
     Ok(())
 }
 
-fn owe(connection: &Connection, debt: &Debt, tokens: u64) -> Result<(), Error> {
+/// Keeps what others are to be told, if there is room for it. Returns whether there was.
+fn owe(connection: &Connection, debt: &Debt, tokens: u64) -> Result<bool, Error> {
     let Debt { attempt, day, used, is_new } = debt;
     let [user, stream_id, attempt_id] = words(attempt);
-    connection
+    // By the first and the last, which are at hand: those between are paid in their order.
+    let owed = connection
         .prepare_cached(
             "insert into debts (day, owner, stream_id, attempt, used, is_new, tokens)
-             select ?1, ?2, ?3, ?4, ?5, ?6, ?7 where (select count(*) from debts) < ?8",
+             select ?1, ?2, ?3, ?4, ?5, ?6, ?7
+             where coalesce((select max(id) from debts) - (select min(id) from debts) + 1, 0) < ?8",
         )?
         .execute(params![
             day.0,
@@ -140,7 +145,7 @@ fn owe(connection: &Connection, debt: &Debt, tokens: u64) -> Result<(), Error> {
             number(tokens),
             DEBTS_MAX,
         ])?;
-    Ok(())
+    Ok(owed > 0)
 }
 
 /// What was spent before that day limits nobody any more.
@@ -276,5 +281,30 @@ mod tests {
         assert_eq!(file.debts(10).await.unwrap(), []);
         // They say so themselves from now on.
         assert_eq!(file.reserve(shared("b", 85, 6)).await.unwrap(), Err(85));
+    }
+
+    #[tokio::test]
+    async fn what_there_is_no_room_to_tell_others_of_counts_here() {
+        let file = JournalFile::open_in_memory().unwrap();
+        let debt = |attempt| Debt { attempt, day: Day(1), used: Used::NOTHING, is_new: true };
+        let fill = file.write(move |connection| {
+            for _ in 0..DEBTS_MAX {
+                assert!(owe(connection, &debt(of("old")), 0)?);
+            }
+            Ok(())
+        });
+        fill.await.unwrap();
+        let shared = |stream, answer| Wish { is_shared: true, ..wish(stream, 1, answer) };
+        file.reserve(shared("a", 50)).await.unwrap().unwrap();
+        file.settle(&of("a"), Used::Answer(40)).await.unwrap();
+        assert_eq!(file.reserve(shared("b", 41)).await.unwrap(), Err(50));
+        // There is room again when some are told.
+        let told = file.debts(1).await.unwrap();
+        file.paid(told.into_iter().map(|(id, _)| id).collect()).await.unwrap();
+        file.reserve(shared("b", 40)).await.unwrap().unwrap();
+        file.settle(&of("b"), Used::Answer(40)).await.unwrap();
+        assert_eq!(file.reserve(shared("c", 0)).await.unwrap(), Err(100));
+        let debts = file.debts(u32::MAX).await.unwrap();
+        assert_eq!(debts.last().map(|(_, debt)| &debt.attempt), Some(&of("b")));
     }
 }

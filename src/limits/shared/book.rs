@@ -51,7 +51,9 @@ impl Book {
     ) -> Result<Held, Error> {
         let user = attempt.name.owner;
         let mut call = SCRIPTS.reserve.call(&[&account(user)]);
+        let (known_day, known) = self.known_of(user);
         call.arg(field(attempt)).arg(estimate.total()).arg(estimate.prompt).arg(limit);
+        call.arg(known).arg(known_day.0);
         // It may be carried out though its answer does not come.
         let is_asked = self.redis.up_since().is_some();
         let Ok((granted, taken, day, left)) = self.redis.call::<(bool, u64, i64, u64)>(&call).await
@@ -62,7 +64,7 @@ impl Book {
             }
             return reserved;
         };
-        self.learn(user, Day(day), taken);
+        self.learn(user, Day(day), Some(taken));
         if granted {
             Ok(Held::Shared(Day(day)))
         } else {
@@ -78,7 +80,8 @@ impl Book {
     ) -> Result<Held, Error> {
         let now = clock::now();
         let day = Day::of(now);
-        let elsewhere = self.known_of(attempt.name.owner, day);
+        let (known_day, known) = self.known_of(attempt.name.owner);
+        let elsewhere = if known_day == day { known } else { 0 };
         let attempt = attempt.clone();
         let wish = Wish { attempt, day, estimate, limit, elsewhere, is_shared: true };
         match self.ledger.reserve(wish).await? {
@@ -119,11 +122,11 @@ impl Book {
         used: Used,
     ) -> Result<(), Error> {
         let call = call(attempt, day, used, false);
-        if let Ok(taken) = self.redis.call::<u64>(&call).await {
-            self.learn(attempt.name.owner, day.unwrap_or_else(|| Day::of(clock::now())), taken);
+        let day = day.unwrap_or_else(|| Day::of(clock::now()));
+        if let Ok(taken) = self.redis.call::<Option<u64>>(&call).await {
+            self.learn(attempt.name.owner, day, taken);
             return Ok(());
         }
-        let day = day.unwrap_or_else(|| Day::of(clock::now()));
         self.ledger.owe(Debt { attempt: attempt.clone(), day, used, is_new: false }).await?;
         self.owes.notify_one();
         Ok(())
@@ -146,7 +149,7 @@ impl Book {
                 calls.add_command(call(attempt, Some(*day), *used, *is_new));
             }
             // Else the client has told that it is away.
-            if let Ok(taken) = self.redis.pipeline::<Vec<u64>>(&calls).await {
+            if let Ok(taken) = self.redis.pipeline::<Vec<Option<u64>>>(&calls).await {
                 for ((_, debt), taken) in debts.iter().zip(taken) {
                     self.learn(debt.attempt.name.owner, debt.day, taken);
                 }
@@ -159,7 +162,9 @@ impl Book {
         }
     }
 
-    fn learn(&self, user: UserId, day: Day, taken: u64) {
+    /// Remembers what Redis said, unless it has lost the account: what is remembered is what is left of it then.
+    fn learn(&self, user: UserId, day: Day, taken: Option<u64>) {
+        let Some(taken) = taken else { return };
         // Every change under this lock is one insertion or removal, so a panic leaves nothing half done.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if day < known.day {
@@ -177,10 +182,10 @@ impl Book {
         known.by_user.insert(user, taken);
     }
 
-    fn known_of(&self, user: UserId, day: Day) -> u64 {
+    /// What the user had spent and set aside when Redis last said so, and the day of that.
+    fn known_of(&self, user: UserId) -> (Day, u64) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_user = known.by_user.get(&user).filter(|_| known.day == day);
-        of_user.copied().unwrap_or(0)
+        (known.day, known.by_user.get(&user).copied().unwrap_or(0))
     }
 }
 

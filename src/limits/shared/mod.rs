@@ -5,7 +5,7 @@
 //!
 //! | key | what |
 //! |---|---|
-//! | `relay:requests:<user>`, `relay:requests:<address>` | the requests of a window, gone when it is over |
+//! | `relay:requests:<user>` | the requests of a window, gone when it is over |
 //! | `relay:streams:<user>` | sorted set: running generations as `<instance>:<stream>`, by when they run out |
 //! | `relay:tokens:<user>` | hash, gone when its day is over: tokens `taken` (spent and set aside), `for:<stream>:<attempt>` what is set aside for each, `told:<stream>:<attempt>` what its relay tells of later than others know of it, or not only once |
 
@@ -21,11 +21,10 @@ use uuid::Uuid;
 
 use self::book::Book;
 use super::memory::MemoryLimits;
-use super::permit::{Dropped, Left};
+use super::permit::Left;
 use super::refusal::{too_many_requests, too_many_streams};
 use super::tokens::{Attempt, Estimate, Held, Used};
-use super::windows::Windows;
-use super::{Limits, Quota, Rate, TooMany};
+use super::{Limits, Quota, TooMany};
 use crate::auth::Principal;
 use crate::error::Error;
 use crate::id::UserId;
@@ -70,7 +69,6 @@ pub struct SharedLimits {
     redis: Arc<Redis>,
     /// This process among all that have ever shared this Redis.
     instance: String,
-    dropped: Dropped,
     book: Book,
 }
 
@@ -79,28 +77,7 @@ impl SharedLimits {
     pub(crate) fn new(local: MemoryLimits, redis: Arc<Redis>, instance: Uuid) -> Self {
         let instance = instance.to_string();
         let book = Book::new(Arc::clone(&redis), Arc::clone(&local.ledger));
-        Self { local, redis, instance, dropped: Dropped::default(), book }
-    }
-
-    /// Counts one request in Redis, unless it is known to be one too many, and remembers what Redis says.
-    async fn count<K: Copy + Eq + std::hash::Hash + std::fmt::Display>(
-        &self,
-        windows: &Windows<K>,
-        key: K,
-        rate: Rate,
-    ) -> Result<Quota, TooMany> {
-        if let Some(quota) = windows.is_over(key, rate) {
-            return Err(too_many_requests(quota));
-        }
-        let mut call = SCRIPTS.count.call(&[&format!("relay:requests:{key}")]);
-        call.arg(rate.requests).arg(rate.window.as_millis() as u64);
-        let Ok((requests, left, counts)) = self.redis.call::<(u32, u64, bool)>(&call).await else {
-            return windows.count(key, rate).map_err(too_many_requests);
-        };
-        let resets_in = Duration::from_millis(left);
-        windows.learn(key, requests, resets_in);
-        let quota = Quota { rate, remaining: rate.requests.saturating_sub(requests), resets_in };
-        if counts { Ok(quota) } else { Err(too_many_requests(quota)) }
+        Self { local, redis, instance, book }
     }
 
     /// The generation among those of its user that run anywhere.
@@ -121,7 +98,7 @@ impl SharedLimits {
     /// Settles for permits that were dropped, for as long as it is polled, or until the book fails, which is returned.
     async fn settle_dropped(&self) -> Error {
         loop {
-            let dropped = self.dropped.next().await;
+            let dropped = self.local.dropped.next().await;
             for left in dropped.chunks(SIDE_BY_SIDE) {
                 self.tell_of_leaving(left.iter().map(|left| &left.attempt.name)).await;
             }
@@ -166,13 +143,27 @@ fn streams(user: UserId) -> String {
 
 #[async_trait]
 impl Limits for SharedLimits {
+    /// Each relay by itself: whoever has many addresses would fill Redis, and nobody known has to wait for it.
     async fn check_address(&self, address: IpAddr) -> Result<Quota, TooMany> {
-        self.count(&self.local.addresses, address, self.local.allowances.address).await
+        self.local.check_address(address).await
     }
 
+    /// Counts it in Redis, unless it is known to be one too many, and takes over what Redis says.
     async fn check(&self, caller: &Principal) -> Result<Quota, TooMany> {
-        let rate = self.local.allowances.of(caller).rate;
-        self.count(&self.local.users, caller.user(), rate).await
+        let (user, rate) = (caller.user(), self.local.allowances.of(caller).rate);
+        let windows = &self.local.users;
+        if let Some(quota) = windows.is_over(user, rate) {
+            return Err(too_many_requests(quota));
+        }
+        let mut call = SCRIPTS.count.call(&[&format!("relay:requests:{user}")]);
+        call.arg(rate.requests).arg(rate.window.as_millis() as u64);
+        let Ok((requests, left, counts)) = self.redis.call::<(u32, u64, bool)>(&call).await else {
+            return windows.count(user, rate).map_err(too_many_requests);
+        };
+        let resets_in = Duration::from_millis(left);
+        windows.learn(user, requests, resets_in);
+        let quota = Quota { rate, remaining: rate.requests.saturating_sub(requests), resets_in };
+        if counts { Ok(quota) } else { Err(too_many_requests(quota)) }
     }
 
     async fn enter(&self, caller: &Principal, name: &Name) -> Result<(), Error> {
@@ -194,8 +185,7 @@ impl Limits for SharedLimits {
     }
 
     fn leave_soon(&self, left: Left) {
-        self.local.running.leave(&left.attempt.name);
-        self.dropped.push(left);
+        self.local.leave_soon(left);
     }
 
     fn has_budget(&self, caller: &Principal) -> bool {

@@ -1,6 +1,7 @@
 -- Sets tokens aside for an attempt, if that is within the user's limit. A day is one in UTC; the account of another day is
 -- forgotten.
--- KEYS: the user's account. ARGV: the attempt, tokens, how many of them are the prompt's, the limit.
+-- KEYS: the user's account. ARGV: the attempt, tokens, how many of them are the prompt's, the limit, what the relay knows to be
+-- spent and set aside, and the day of that: where Redis has lost the account, that is what is left of it.
 -- Returns whether they are, what is spent and set aside then, the day, and the seconds that it still has.
 local now = tonumber(redis.call('TIME')[1])
 local day = string.format('%d', math.floor(now / 86400))
@@ -8,7 +9,7 @@ local left = 86400 - now % 86400
 if redis.call('HGET', KEYS[1], 'day') ~= day then
   redis.call('DEL', KEYS[1])
 end
-local taken = tonumber(redis.call('HGET', KEYS[1], 'taken') or '0')
+local taken = tonumber(redis.call('HGET', KEYS[1], 'taken') or ARGV[6] == day and ARGV[5] or '0')
 -- Too late: nobody has waited for the answer, and what it came to is counted.
 if redis.call('HEXISTS', KEYS[1], 'told:' .. ARGV[1]) == 1 then
   return {1, taken, tonumber(day), left}

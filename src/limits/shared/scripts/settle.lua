@@ -1,11 +1,11 @@
 -- Settles what was set aside for an attempt, once; or counts what was spent where nobody could tell, once.
 -- KEYS: the user's account. ARGV: the attempt, the day ('': whatever day it was set aside on), 'counted', 'answer' or 'all',
 -- tokens, how many of them are estimated, '1' if nothing may have been set aside here.
--- Returns what is spent and set aside then.
+-- Returns what is spent and set aside then, if that is known.
 local now = tonumber(redis.call('TIME')[1])
 local day = string.format('%d', math.floor(now / 86400))
 if ARGV[2] ~= '' and ARGV[2] ~= day then
-  return 0
+  return false
 end
 if redis.call('HGET', KEYS[1], 'day') ~= day then
   redis.call('DEL', KEYS[1])
@@ -14,7 +14,7 @@ local reserved = redis.call('HGET', KEYS[1], 'for:' .. ARGV[1])
 -- It may have been told before, and its answer lost; and whoever settles for another, who may tell of it as well, marks it.
 if ARGV[6] == '1' or (reserved and ARGV[2] == '') then
   if redis.call('HSETNX', KEYS[1], 'told:' .. ARGV[1], '1') == 0 then
-    return tonumber(redis.call('HGET', KEYS[1], 'taken') or '0')
+    return redis.call('HGET', KEYS[1], 'taken')
   end
   redis.call('HSET', KEYS[1], 'day', day)
   redis.call('EXPIRE', KEYS[1], 86400 - now % 86400)
@@ -32,7 +32,7 @@ if reserved then
   end
   redis.call('HDEL', KEYS[1], 'for:' .. ARGV[1])
 elseif ARGV[6] ~= '1' then
-  return tonumber(redis.call('HGET', KEYS[1], 'taken') or '0')
+  return redis.call('HGET', KEYS[1], 'taken')
 end
 redis.call('HINCRBY', KEYS[1], 'estimated', string.format('%d', estimated))
 return redis.call('HINCRBY', KEYS[1], 'taken', string.format('%d', used - tokens))
