@@ -224,7 +224,10 @@ impl<'a> Reader<'a> {
         let mut networks = Vec::new();
         for entry in self.list("RELAY_TRUSTED_PROXIES") {
             match network(&entry) {
-                Some(network) => networks.push(network),
+                Some(network) if is_somebodys(&network) => networks.push(network),
+                Some(_) => self.faults.push(format!(
+                    "RELAY_TRUSTED_PROXIES has `{entry}`. So large a network has clients in it, who would be believed: name your proxies' own."
+                )),
                 None => self.faults.push(format!(
                     "RELAY_TRUSTED_PROXIES has `{entry}`. It must be a network like 10.0.0.0/8, or an address."
                 )),
@@ -295,6 +298,15 @@ fn is_origin(origin: &str) -> bool {
 fn network(entry: &str) -> Option<IpNet> {
     let bare = entry.trim_start_matches('[').trim_end_matches(']');
     entry.parse().ok().or_else(|| bare.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+}
+
+/// Whether a network can be one operator's, or is private: of what others have, a 256th of IPv4 is too much already.
+fn is_somebodys(network: &IpNet) -> bool {
+    match network {
+        IpNet::V4(v4) => v4.prefix_len() >= 8,
+        IpNet::V6(v6) if v6.network().is_unique_local() => v6.prefix_len() >= 7,
+        IpNet::V6(v6) => v6.prefix_len() >= 16,
+    }
 }
 
 fn provider(pair: &str) -> Option<Added> {

@@ -147,6 +147,17 @@ fn every_fault_is_listed_at_once() {
 }
 
 #[test]
+fn whole_continents_are_no_proxies() {
+    for wide in ["0.0.0.0/0", "::/0", "2.0.0.0/7", "2000::/3", "fc00::/6"] {
+        let faults = read(Mode::Dev, &[("RELAY_TRUSTED_PROXIES", wide)]).unwrap_err();
+        assert!(faults.len() == 1 && faults[0].contains(wide), "{faults:#?}");
+    }
+    let own = "10.0.0.0/8,fc00::/7,2400:cb00::/32,203.0.113.7,[2001:db8::1]";
+    let config = read(Mode::Dev, &[("RELAY_TRUSTED_PROXIES", own)]).unwrap();
+    assert_eq!(config.trusted_proxies.0.len(), 5);
+}
+
+#[test]
 fn anonymous_users_have_half_of_what_others_have_unless_that_is_set() {
     let allowances = |variables: &[(&str, &str)]| read(Mode::Dev, variables).unwrap().allowances;
     let usual = allowances(&[]);

@@ -5,13 +5,14 @@
 //! client, whatever stands before.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
+use tracing::warn;
 
 use super::authenticate::{ADDRESS, announce};
 use super::listener::{Peer, customer};
@@ -28,8 +29,8 @@ impl Proxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// The address of whoever asks, as far as what `peer` says of it can be trusted.
-    fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    /// The address of whoever asks, as far as what `peer` says of it can be trusted, and whether that one says more.
+    fn client(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, bool) {
         let mut client = peer.to_canonical();
         let fields = headers.get_all(X_FORWARDED_FOR).iter().rev();
         // Of a field that is no text nobody knows what stands before.
@@ -39,11 +40,11 @@ impl Proxies {
             .map_while(|hop| address(hop.trim()));
         for hop in hops {
             if !self.trust(client) {
-                break;
+                return (client, true);
             }
             client = hop;
         }
-        client
+        (client, false)
     }
 }
 
@@ -53,6 +54,10 @@ fn address(hop: &str) -> Option<IpAddr> {
     let with_port = || Some(hop.parse::<SocketAddr>().ok()?.ip());
     hop.parse().ok().or_else(bare).or_else(with_port).map(|address: IpAddr| address.to_canonical())
 }
+
+/// Whether the operator has been told that there may be a proxy that has to be named. Once: anybody can send the field.
+static UNKNOWN_PROXY: Once = Once::new();
+const IS_IT_A_PROXY: &str = "refused for asking too often: an address that says for whom it asks. If it is your proxy, whose clients share one limit, name it in RELAY_TRUSTED_PROXIES";
 
 /// What [`limit`] goes by.
 #[derive(Clone)]
@@ -66,10 +71,14 @@ pub(super) struct Gate {
 pub(super) async fn limit(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().map(|Peer(peer)| *peer);
     let client = peer.map(|peer| gate.proxies.client(peer, request.headers()));
-    let Some(address) = client.and_then(customer) else { return next.run(request).await };
+    let Some((client, says_more)) = client else { return next.run(request).await };
+    let Some(address) = customer(client) else { return next.run(request).await };
     match gate.relay.limits.check_address(address).await {
         Ok(_) => next.run(request).await,
         Err((quota, error)) => {
+            if says_more {
+                UNKNOWN_PROXY.call_once(|| warn!(address = %client, "{IS_IT_A_PROXY}"));
+            }
             let mut response = error.into_response();
             announce(ADDRESS, &quota, response.headers_mut());
             response
@@ -91,7 +100,7 @@ mod tests {
         for field in fields {
             headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(field.as_bytes()).unwrap());
         }
-        let client = proxies.client(peer.parse().unwrap(), &headers);
+        let (client, _) = proxies.client(peer.parse().unwrap(), &headers);
         assert_eq!(client.to_string(), expected, "{peer} {fields:?}");
     }
 

@@ -118,7 +118,7 @@ pub trait Limits: Send + Sync + 'static {
     /// Sets tokens aside for a generation of the user, and says where. `None` if the user may spend any number.
     ///
     /// # Errors
-    /// `BudgetExceeded` with the time to midnight if they are more than are left; `Internal` if the book's disk fails.
+    /// `BudgetExceeded` if they are more than are left, with the time to midnight unless they are more than a day has; `Internal` if the book's disk fails.
     async fn reserve(
         &self,
         caller: &Principal,

@@ -31,16 +31,18 @@ pub(super) fn too_many_streams(max: usize) -> Error {
     .with_retry_after(RETRY_AFTER)
 }
 
-/// More tokens than the user has left, until the day is over.
+/// More tokens than the user has left, until the day is over, or ever.
 pub(super) fn over_budget(estimate: Estimate, limit: u64, taken: u64, left: Duration) -> Error {
     let (needed, room) = (estimate.total(), limit.saturating_sub(taken));
-    Error::new(
+    let fits = needed <= limit;
+    let advice = if fits { "Wait for midnight (UTC), or ask" } else { "No day has so many: ask" };
+    let error = Error::new(
         Code::BudgetExceeded,
         format!(
-            "This answer may need {needed} tokens, and {room} of your {limit} for today are left. Wait for midnight (UTC), or ask for less: a shorter `max_tokens`, or less context."
+            "This answer may need {needed} tokens, and {room} of your {limit} for today are left. {advice} for less: a shorter `max_tokens`, or less context."
         ),
-    )
-    .with_retry_after(left)
+    );
+    if fits { error.with_retry_after(left) } else { error }
 }
 
 /// One generation too many of the process.

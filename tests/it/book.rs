@@ -325,3 +325,55 @@ async fn a_flushed_redis_hears_from_each_relay_what_that_one_knew() {
     assert!(left(&pair.away).await < LIMIT - 500_000 - ANSWER);
     pair.finish().await;
 }
+
+/// Asks as a proxy does that heard of `client` from somebody.
+async fn ask_for(relay: &TestRelay, client: &str) -> Answer {
+    let request = relay.client().get(relay.url("/v1/bots")).header("x-forwarded-for", client);
+    Answer::of(request.send().await.unwrap()).await
+}
+
+#[tokio::test]
+async fn each_relay_counts_addresses_by_itself_and_asks_once_whether_one_is_a_proxy() {
+    let provider = Provider::start().await;
+    let pair = Pair::start_with(&provider, |relay| {
+        relay.env("RELAY_ADDRESS_RATE_LIMIT", "2/min").env("RELAY_TRUSTED_PROXIES", "127.0.0.0/8")
+    });
+    let pair = pair.await;
+    let named = "RELAY_TRUSTED_PROXIES";
+    for relay in [&pair.first, &pair.second] {
+        for _ in 0..2 {
+            ask_for(relay, "203.0.113.7").await.refused(401, "missing_token");
+        }
+        ask_for(relay, "203.0.113.7").await.refused(429, "rate_limited");
+        assert!(!relay.log().contains(named), "it says nothing of others");
+        for _ in 0..2 {
+            ask_for(relay, "198.51.100.1, 203.0.113.7").await.refused(429, "rate_limited");
+        }
+        relay.logs(named).await;
+        assert_eq!(relay.log().matches(named).count(), 1);
+    }
+    let keys: Vec<String> = pair.redis.call(&["KEYS", "relay:requests:203*"]);
+    assert!(keys.is_empty(), "{keys:?}");
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn what_never_fits_is_not_to_be_waited_for() {
+    let provider = Provider::start().await;
+    let relay = limited(TestRelay::with(&provider)).start().await;
+    let user = relay.stranger();
+    prepare(&user).await;
+    let asked = async |tokens: u64| {
+        let answer = user.post("/v1/stream", &json!({"input": "Go.", "max_tokens": tokens})).await;
+        let message = answer.refused(429, "budget_exceeded").to_owned();
+        (message, answer.headers.get("retry-after").map(|wait| wait.to_str().unwrap().to_owned()))
+    };
+    let (message, wait) = asked(LIMIT).await;
+    assert!(message.contains("No day has so many") && wait.is_none(), "{message} {wait:?}");
+    provider.once(costing(70_000));
+    user.stream(json!({"input": "Go.", "max_tokens": ANSWER})).await.done().await;
+    let (message, wait) = asked(LIMIT - 70_000).await;
+    let wait: u64 = wait.unwrap().parse().unwrap();
+    assert!(message.contains("midnight") && (1..=86_400).contains(&wait), "{message} {wait}");
+    relay.finish().await;
+}

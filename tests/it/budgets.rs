@@ -50,8 +50,6 @@ async fn left(user: &User) -> u64 {
     let body = json!({"input": "Go.", "max_tokens": 2_000_000});
     let answer = user.post("/v1/stream", &body).await;
     let message = answer.refused(429, "budget_exceeded").to_owned();
-    let wait: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((1..=86_400).contains(&wait), "until midnight: {wait}");
     let (_, rest) = message.split_once("tokens, and ").unwrap();
     rest.split_once(' ').unwrap().0.parse().unwrap()
 }
