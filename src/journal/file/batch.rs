@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::event::Kind;
 use crate::journal::recorder::{Piece, RecordId};
+use crate::text::discreet;
 
 /// The bytes are no batch.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -30,13 +31,15 @@ pub(super) fn encode(pieces: &[Piece]) -> Vec<u8> {
 }
 
 /// A piece where it lies in a batch.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(super) struct PieceRef<'a> {
     pub(super) record: RecordId,
     pub(super) begin: usize,
     pub(super) kind: Kind,
     pub(super) text: &'a str,
 }
+
+discreet!(PieceRef<'_> { record, begin, kind });
 
 /// The pieces of a batch, in their order. After one that cannot be read there are no more.
 pub(super) fn decode(batch: &[u8]) -> impl Iterator<Item = Result<PieceRef<'_>, Unreadable>> {
