@@ -326,6 +326,23 @@ async fn a_flushed_redis_hears_from_each_relay_what_that_one_knew() {
     pair.finish().await;
 }
 
+#[tokio::test]
+async fn a_redis_that_comes_back_empty_hears_of_what_was_before_as_well() {
+    let provider = Provider::start().await;
+    let pair = Pair::start_with(&provider, limited).await;
+    prepare(&pair.user).await;
+    provider.once(costing(500_000));
+    pair.user.stream(asked()).await.done().await;
+    pair.redis.cutter.shut();
+    pair.first.says("\"redis\":\"down\"").await;
+    provider.once(costing(1_000));
+    pair.user.stream(asked()).await.done().await;
+    pair.redis.crash();
+    pair.redis.cutter.open();
+    comes_to(&pair.away, LIMIT - 501_000).await;
+    pair.finish().await;
+}
+
 /// Asks as a proxy does that heard of `client` from somebody.
 async fn ask_for(relay: &TestRelay, client: &str) -> Answer {
     let request = relay.client().get(relay.url("/v1/bots")).header("x-forwarded-for", client);

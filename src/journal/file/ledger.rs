@@ -225,6 +225,7 @@ mod tests {
 
     use super::*;
     use crate::id::UserId;
+    use crate::journal::Records;
 
     fn of(stream: &str) -> Attempt {
         let name = Name { owner: UserId(Uuid::nil()), stream_id: stream.parse().unwrap() };
@@ -306,5 +307,20 @@ mod tests {
         assert_eq!(file.reserve(shared("c", 0)).await.unwrap(), Err(100));
         let debts = file.debts(u32::MAX).await.unwrap();
         assert_eq!(debts.last().map(|(_, debt)| &debt.attempt), Some(&of("b")));
+    }
+
+    /// The same name twice, as when the first attempt was refused before it began.
+    #[tokio::test]
+    async fn each_attempt_is_settled_by_what_is_recorded_of_it() {
+        let file = JournalFile::open_in_memory().unwrap();
+        let write_token = SecretString::from("token");
+        let second = Attempt::saved_with(of("a").name, &write_token);
+        file.reserve(wish("a", 1, 20)).await.unwrap().unwrap();
+        let wish_again = Wish { attempt: second.clone(), ..wish("a", 1, 50) };
+        file.reserve(wish_again).await.unwrap().unwrap();
+        file.begin(&second.name, &write_token).await.unwrap();
+        file.write(settle_all).await.unwrap();
+        // The first in full, and of the second the prompt.
+        assert_eq!(file.reserve(wish("b", 1, 51)).await.unwrap(), Err(30 + 10));
     }
 }

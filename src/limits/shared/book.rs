@@ -121,7 +121,7 @@ impl Book {
         day: Option<Day>,
         used: Used,
     ) -> Result<(), Error> {
-        let call = call(attempt, day, used, false);
+        let call = self.settling(attempt, day, used, false);
         let day = day.unwrap_or_else(|| Day::of(clock::now()));
         if let Ok(taken) = self.redis.call::<Option<u64>>(&call).await {
             self.learn(attempt.name.owner, day, taken);
@@ -146,7 +146,7 @@ impl Book {
             }
             let mut calls = redis::pipe();
             for (_, Debt { attempt, day, used, is_new }) in &debts {
-                calls.add_command(call(attempt, Some(*day), *used, *is_new));
+                calls.add_command(self.settling(attempt, Some(*day), *used, *is_new));
             }
             // Else the client has told that it is away.
             if let Ok(taken) = self.redis.pipeline::<Vec<Option<u64>>>(&calls).await {
@@ -160,6 +160,31 @@ impl Book {
                 }
             }
         }
+    }
+
+    /// The call that settles so.
+    fn settling(
+        &self,
+        attempt: &Attempt,
+        day: Option<Day>,
+        used: Used,
+        is_new: bool,
+    ) -> redis::Cmd {
+        let mut call = SCRIPTS.settle.call(&[&account(attempt.name.owner)]);
+        call.arg(field(attempt));
+        call.arg(day.map(|Day(day)| day.to_string()).unwrap_or_default());
+        // What was set aside is known there alone.
+        let nothing = Estimate { prompt: 0, answer: 0 };
+        let word = match used {
+            Used::Counted { .. } => "counted",
+            Used::Answer(_) => "answer",
+            Used::All => "all",
+        };
+        let spent = used.of(nothing);
+        call.arg(word).arg(spent.tokens).arg(spent.estimated).arg(is_new);
+        let (known_day, known) = self.known_of(attempt.name.owner);
+        call.arg(known).arg(known_day.0);
+        call
     }
 
     /// Remembers what Redis said, unless it has lost the account: what is remembered is what is left of it then.
@@ -196,20 +221,4 @@ fn account(user: UserId) -> String {
 /// What an attempt goes by in its user's account.
 fn field(attempt: &Attempt) -> String {
     format!("{}:{}", attempt.name.stream_id, attempt.id)
-}
-
-fn call(attempt: &Attempt, day: Option<Day>, used: Used, is_new: bool) -> redis::Cmd {
-    let mut call = SCRIPTS.settle.call(&[&account(attempt.name.owner)]);
-    call.arg(field(attempt));
-    call.arg(day.map(|Day(day)| day.to_string()).unwrap_or_default());
-    // What was set aside is known there alone.
-    let nothing = Estimate { prompt: 0, answer: 0 };
-    let word = match used {
-        Used::Counted { .. } => "counted",
-        Used::Answer(_) => "answer",
-        Used::All => "all",
-    };
-    let spent = used.of(nothing);
-    call.arg(word).arg(spent.tokens).arg(spent.estimated).arg(is_new);
-    call
 }

@@ -6,10 +6,12 @@
 local now = tonumber(redis.call('TIME')[1])
 local day = string.format('%d', math.floor(now / 86400))
 local left = 86400 - now % 86400
-if redis.call('HGET', KEYS[1], 'day') ~= day then
+local day_of_account = redis.call('HGET', KEYS[1], 'day')
+if day_of_account ~= day then
   redis.call('DEL', KEYS[1])
 end
-local taken = tonumber(redis.call('HGET', KEYS[1], 'taken') or ARGV[6] == day and ARGV[5] or '0')
+local is_lost = not day_of_account and ARGV[6] == day
+local taken = tonumber(redis.call('HGET', KEYS[1], 'taken') or is_lost and ARGV[5] or '0')
 -- Too late: nobody has waited for the answer, and what it came to is counted.
 if redis.call('HEXISTS', KEYS[1], 'told:' .. ARGV[1]) == 1 then
   return {1, taken, tonumber(day), left}

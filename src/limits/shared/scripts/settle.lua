@@ -1,6 +1,7 @@
 -- Settles what was set aside for an attempt, once; or counts what was spent where nobody could tell, once.
 -- KEYS: the user's account. ARGV: the attempt, the day ('': whatever day it was set aside on), 'counted', 'answer' or 'all',
--- tokens, how many of them are estimated, '1' if nothing may have been set aside here.
+-- tokens, how many of them are estimated, '1' if nothing may have been set aside here, and as in reserve.lua what the relay
+-- knows, and the day of that.
 -- Returns what is spent and set aside then, if that is known.
 local now = tonumber(redis.call('TIME')[1])
 local day = string.format('%d', math.floor(now / 86400))
@@ -17,6 +18,9 @@ if ARGV[6] == '1' or (reserved and ARGV[2] == '') then
     return redis.call('HGET', KEYS[1], 'taken')
   end
   redis.call('HSET', KEYS[1], 'day', day)
+  if ARGV[8] == day then
+    redis.call('HSETNX', KEYS[1], 'taken', ARGV[7])
+  end
   redis.call('EXPIRE', KEYS[1], 86400 - now % 86400)
 end
 local used, estimated, tokens = tonumber(ARGV[4]), tonumber(ARGV[5]), 0
