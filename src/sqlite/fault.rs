@@ -78,18 +78,82 @@ pub(super) fn unavailable(detail: &str) -> Error {
 
 /// Names the file to the operator, if it is the file that `error` is about.
 pub(super) fn named(error: Error, path: &Path) -> Error {
-    match error.detail() {
-        Some(detail) if error.code() == Code::StoreUnavailable => {
-            let detail = format!("{} cannot be used: {detail}", path.display());
-            error.with_detail(detail)
+    let told = match (error.code(), error.detail()) {
+        (Code::StoreUnavailable, Some(detail)) => {
+            format!("{} cannot be used: {detail}", path.display())
         }
-        _ => error,
+        (Code::Internal, Some(detail)) => format!("{}: {detail}", path.display()),
+        _ => return error,
+    };
+    error.with_detail(told)
+}
+
+/// Says that what was asked was not done, and may be if it is asked again.
+pub(super) fn not_done(error: &rusqlite::Error) -> Error {
+    let advice = advice(error).map(|advice| format!(". {advice}"));
+    unavailable(&format!("{error}{}", advice.unwrap_or_default()))
+}
+
+/// Whether SQLite has looked at what was asked and refuses it, as it would again: a constraint or a trigger, a value that
+/// does not fit, a table that is not as it was. Everything else is about the file, its disk or who else uses it.
+fn is_answer(error: &rusqlite::Error) -> bool {
+    match error.sqlite_error_code() {
+        Some(code) => matches!(
+            code,
+            ErrorCode::ConstraintViolation
+                | ErrorCode::TypeMismatch
+                | ErrorCode::TooBig
+                | ErrorCode::ParameterOutOfRange
+                | ErrorCode::AuthorizationForStatementDenied
+                | ErrorCode::ApiMisuse
+                // `SQLITE_ERROR`: what was asked has no meaning with the schema that there is.
+                | ErrorCode::Unknown
+        ),
+        // What was read is not what the relay writes.
+        None => true,
     }
 }
 
 impl From<rusqlite::Error> for Error {
+    /// Of a statement of some work; those about the transaction around it are [`not_done`].
     fn from(error: rusqlite::Error) -> Self {
-        let advice = advice(&error).map(|advice| format!(". {advice}"));
-        unavailable(&format!("{error}{}", advice.unwrap_or_default()))
+        if !is_answer(&error) {
+            return not_done(&error);
+        }
+        // Its number is that of SQLite's list of extended result codes.
+        match error.sqlite_error() {
+            Some(code) => Self::internal(format!("SQLite {}: {error}", code.extended_code)),
+            None => Self::internal(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_apart_from_a_file_that_cannot_be_used() {
+        let connection = Connection::open_in_memory().unwrap();
+        let tables =
+            "create table short (text text constraint is_short check (length(text) < 9)) strict;
+             create trigger no_w before insert on short when new.text like '%w%'
+             begin select raise(abort, 'no w here'); end;";
+        connection.execute_batch(tables).unwrap();
+        for (sql, code, told) in [
+            ("insert into short values ('how')", Code::Internal, "SQLite 1811: no w here"),
+            ("insert into short values ('a longer one')", Code::Internal, "is_short"),
+            ("insert into short values (x'00')", Code::Internal, "cannot store BLOB"),
+            ("insert into short values (zeroblob(2000000000))", Code::Internal, "too big"),
+            ("insert into tall values (1)", Code::Internal, "no such table: tall"),
+            ("attach '/nowhere/there.db' as there", Code::StoreUnavailable, "unable to open"),
+            ("pragma max_page_count = 1; create table more (text)", Code::StoreUnavailable, "full"),
+        ] {
+            let error = Error::from(connection.execute_batch(sql).unwrap_err());
+            assert_eq!(error.code(), code, "{sql}: {error}");
+            assert!(error.detail().unwrap().contains(told), "{sql}: {error}");
+        }
     }
 }

@@ -187,9 +187,17 @@ impl Worker {
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let result = connection.and_then(|connection| in_savepoint(connection, work));
-            // Whoever asked may be gone; what was committed stays committed.
-            Box::new(move |committed| drop(answer.send(committed.and(result))))
+            let result = connection.clone().and_then(|connection| in_savepoint(connection, work));
+            let is_undone = connection.is_ok_and(is_rolled_back);
+            Box::new(move |committed| {
+                let result = match result {
+                    // It has taken the transaction with it, so it is all that there is to say.
+                    Err(error) if is_undone => Err(error),
+                    result => committed.and(result),
+                };
+                // Whoever asked may be gone; what was committed stays committed.
+                drop(answer.send(result));
+            })
         });
         let jobs = self.jobs.as_ref().ok_or_else(|| unavailable("the store is closed"))?;
         match timeout(QUEUE_TIMEOUT, jobs.send(job)).await {
@@ -219,15 +227,16 @@ fn work_off(
     is_failing: &AtomicBool,
 ) {
     while let Some(first) = queue.blocking_recv() {
-        let begun = connection.execute_batch(begin).map(|()| connection).map_err(Error::from);
+        let begun = step(connection, begin).map(|()| connection);
         let mut answers = vec![first(begun.clone())];
         while answers.len() < BATCH_LEN_MAX
+            && (begun.is_err() || !is_rolled_back(connection))
             && let Ok(job) = queue.try_recv()
         {
             answers.push(job(begun.clone()));
         }
-        let committed = begun.and_then(|_| Ok(connection.execute_batch("commit")?));
-        if committed.is_err() && !connection.is_autocommit() {
+        let committed = begun.and_then(|_| step(connection, "commit"));
+        if committed.is_err() && !is_rolled_back(connection) {
             // If even this fails, the next `begin` fails, and so does every answer after it.
             let _rolled_back = connection.execute_batch("rollback");
         }
@@ -242,14 +251,27 @@ fn in_savepoint<T>(
     connection: &Connection,
     work: impl FnOnce(&Connection) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    connection.execute_batch("savepoint work")?;
+    step(connection, "savepoint work")?;
     let result = catch_unwind(AssertUnwindSafe(|| work(connection)))
         .unwrap_or_else(|_| Err(Error::internal("a piece of work of the store panicked")));
     if result.is_err() {
-        connection.execute_batch("rollback to work")?;
+        if is_rolled_back(connection) {
+            return result;
+        }
+        step(connection, "rollback to work")?;
     }
-    connection.execute_batch("release work")?;
+    step(connection, "release work")?;
     result
+}
+
+/// A step of a transaction. One that fails is no answer to the work in it.
+fn step(connection: &Connection, sql: &str) -> Result<(), Error> {
+    connection.execute_batch(sql).map_err(|error| fault::not_done(&error))
+}
+
+/// Whether there is no transaction (any more): a full disk ends it, and so can a trigger.
+fn is_rolled_back(connection: &Connection) -> bool {
+    connection.is_autocommit()
 }
 
 /// Makes sure that no other relay has the file: each would take the other's running generations for dead ones. The

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use rusqlite::Connection;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -295,4 +296,57 @@ async fn what_a_rule_of_the_database_refuses_is_told_with_the_rule_and_waits_for
         .unwrap();
     assert_eq!(user.saved(&stream_id, "complete").await["content"], TEXT);
     relay.finish().await;
+}
+
+/// The same in a SQLite database, whose rule may also end the transaction that others share.
+async fn what_a_rule_of_sqlite_refuses_is_set_aside(raise: &str) {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&[TEXT]));
+    let relay = TestRelay::with(&provider).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let rule = format!(
+        "create trigger no_fox before update on variants when new.content like '%🦊%'
+         begin select raise({raise}, 'no fox here'); end"
+    );
+    let stories = || Connection::open(relay.data().join("relay.db")).unwrap();
+    stories().execute_batch(&rule).unwrap();
+    let mut reading = user.say(story, "Go on.").await;
+    assert_eq!(reading.done().await["saved"], false);
+    let entry = listed_with_reason(&relay).await;
+    assert!(entry["reason"].as_str().unwrap().ends_with("SQLite 1811: no fox here"), "{entry}");
+    relay.logs("the database refuses an answer").await;
+    assert!(!relay.log().contains("the database does not answer"), "{}", relay.log());
+    provider.always(Script::telling(&["No animals."]));
+    assert_eq!(user.told(story, "Go on.").await["saved"], true);
+
+    // Its last attempt, some four minutes later.
+    let journal = Connection::open(relay.data().join("journal.db")).unwrap();
+    let since = Instant::now();
+    while journal
+        .execute("update outbox set attempts = 8, due_at = 0 where attempts between 1 and 7", [])
+        .unwrap()
+        == 0
+    {
+        assert!(since.elapsed() < PATIENCE, "no attempt was counted");
+        sleep(Duration::from_millis(20)).await;
+    }
+    relay.logs("it is set aside in the outbox").await;
+    let entry = listed_with_reason(&relay).await;
+    assert!(entry["set_aside_at"].is_string() && entry["attempts"] == 9, "{entry}");
+
+    stories().execute_batch("drop trigger no_fox").unwrap();
+    assert!(relay.run(&["outbox", "retry"]).starts_with("1 "));
+    assert_eq!(user.saved(&reading.stream_id(), "complete").await["content"], TEXT);
+    relay.finish_with_errors().await;
+}
+
+#[tokio::test]
+async fn what_a_rule_of_sqlite_refuses_for_good_is_set_aside_with_the_rule() {
+    what_a_rule_of_sqlite_refuses_is_set_aside("abort").await;
+}
+
+#[tokio::test]
+async fn what_a_rule_of_sqlite_rolls_back_is_set_aside_and_takes_nothing_with_it() {
+    what_a_rule_of_sqlite_refuses_is_set_aside("rollback").await;
 }
