@@ -251,10 +251,11 @@ async fn a_relay_killed_at_any_moment_keeps_its_book() {
     provider.always(Script::new().token("x").pause(moment).finish("stop").chunk(&usage).done());
     let mut relay = limited(TestRelay::with(&provider)).start().await;
     let user = user(&relay).await;
-    let stories = join_all((0..9).map(|_| user.conversation())).await;
+    let user = &user;
     for later in [0, 5, 15, 30, 60, 90, 120, 200] {
-        let before = left(&user).await;
-        let user = &user;
+        // New ones each time: a prompt grows with its story.
+        let stories = join_all((0..9).map(|_| user.conversation())).await;
+        let before = left(user).await;
         let asked = stories.iter().map(|story| async move {
             let body = json!({"conversation_id": story, "input": "Go.", "max_tokens": ANSWER});
             let request = user.request(Method::POST, "/v1/stream").body(body.to_string());
