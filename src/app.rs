@@ -174,7 +174,8 @@ pub(crate) fn open_journal_beside(data: &Data) -> Result<JournalFile, Error> {
 
 /// Ends what the last process was writing. Its text is in the outbox then, and soon in the database.
 async fn recover(file: &JournalFile) -> Result<(), Error> {
-    let recovered = file.recover(Failure::from(&replay::interrupted())).await?;
+    let failure = |has_text| Failure::from(&replay::interrupted(has_text));
+    let recovered = file.recover(failure(true), failure(false)).await?;
     if recovered > 0 {
         tracing::warn!(
             generations = recovered,

@@ -24,14 +24,19 @@ pub(crate) async fn settle(
     if relay.journal.seal(writer.log(), conclusion).await == Hold::Lost {
         return None;
     }
-    let Some(write_token) = write_token else { return Some(last_event(start, conclusion, None)) };
-    let finish = Finish::concluded(write_token, writer.texts(), conclusion, start.model.clone());
+    let texts = writer.texts();
+    let conclusion = &reasoned(conclusion, &texts);
+    let has_text = has_text(&texts);
+    let Some(write_token) = write_token else {
+        return Some(last_event(start, conclusion, None, has_text));
+    };
+    let finish = Finish::concluded(write_token, texts, conclusion, start.model.clone());
     match saving::save(relay, &Name::of(writer.log()), &finish).await {
         Ok(Saved::Stored(finished)) if !finished.is_by(&finish) => {
             warn!(stream_id = %start.stream_id, "another relay has saved this generation");
             None
         }
-        Ok(saved) => Some(last_event(start, conclusion, Some(saved))),
+        Ok(saved) => Some(last_event(start, conclusion, Some(saved), has_text)),
         Err(error) => {
             if error.code() == Code::Internal {
                 // What is recorded is all that is left of it.
@@ -47,8 +52,27 @@ pub(crate) async fn settle(
     }
 }
 
+/// Whether anything has come of a generation of those texts.
+pub(crate) fn has_text((reasoning, content): &(String, String)) -> bool {
+    !(reasoning.is_empty() && content.is_empty())
+}
+
+/// `conclusion` with why a generation of those texts was interrupted, which says whether anything of it is kept.
+pub(crate) fn reasoned(conclusion: &Conclusion, texts: &(String, String)) -> Conclusion {
+    let failure = match conclusion.outcome {
+        Outcome::Interrupted => Some(Failure::from(&replay::interrupted(has_text(texts)))),
+        _ => conclusion.failure.clone(),
+    };
+    Conclusion { failure, ..conclusion.clone() }
+}
+
 /// What is said last of a generation; `saved` is what became of its rows, if it has any.
-pub(crate) fn last_event(start: Start, conclusion: &Conclusion, saved: Option<Saved>) -> End {
+pub(crate) fn last_event(
+    start: Start,
+    conclusion: &Conclusion,
+    saved: Option<Saved>,
+    has_text: bool,
+) -> End {
     let (message_id, variant_id) = match saved {
         Some(Saved::Stored(finished)) => (finished.message_id, finished.variant_id),
         // What will become of its rows is not known yet.
@@ -60,12 +84,14 @@ pub(crate) fn last_event(start: Start, conclusion: &Conclusion, saved: Option<Sa
         Outcome::Complete => DoneStatus::Complete,
         Outcome::Stopped => DoneStatus::Stopped,
         Outcome::Interrupted | Outcome::Failed | Outcome::Refused => {
-            let interrupted = || Failure::from(&replay::interrupted());
+            let interrupted = || Failure::from(&replay::interrupted(has_text));
+            // Who asks for the message later cannot be told whether nothing had come, or nothing of it is left.
+            let is_lost = conclusion.outcome == Outcome::Interrupted && !has_text;
             return End::Failed(Failed {
                 failure: conclusion.failure.clone().unwrap_or_else(interrupted),
                 stream_id: start.stream_id,
-                message_id,
-                saved: is_saved,
+                message_id: message_id.filter(|_| has_text),
+                saved: is_saved.filter(|_| !is_lost),
             });
         }
     };

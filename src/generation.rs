@@ -23,7 +23,6 @@ use crate::limits::Permit;
 use crate::prompt;
 use crate::provider::{Batch, Call, Completed, Completion, Progress};
 use crate::relay::{Relay, Times};
-use crate::replay;
 use crate::spending;
 use crate::store::{Conclusion, Outcome};
 
@@ -170,9 +169,8 @@ fn conclude(ending: Ending, usage: Usage, is_announced: bool) -> (Conclusion, Op
             (Outcome::Complete, Some(completed.finish_reason), None)
         }
         Ending::Stopped => (Outcome::Stopped, None, None),
-        Ending::Interrupted | Ending::Lost => {
-            (Outcome::Interrupted, None, Some(Failure::from(&replay::interrupted())))
-        }
+        // What is said of it depends on its text (`ending.rs`).
+        Ending::Interrupted | Ending::Lost => (Outcome::Interrupted, None, None),
         Ending::Failed(error) => (Outcome::Failed, None, Some(Failure::from(&error))),
     };
     let usage = Some(usage);
@@ -226,7 +224,7 @@ fn stalled(time: Duration) -> Error {
     Error::new(
         Code::ProviderTimeout,
         format!(
-            "The provider stopped sending for {} s. The text so far is kept; ask again for a whole answer.",
+            "The provider stopped sending for {} s. What had come is kept; ask again for a whole answer.",
             time.as_secs_f64()
         ),
     )
@@ -236,7 +234,7 @@ fn too_long(time: Duration) -> Error {
     Error::new(
         Code::ProviderTimeout,
         format!(
-            "The answer took longer than {} s. The text so far is kept; set `max_tokens` in the bot for shorter ones.",
+            "The answer took longer than {} s. What had come is kept; set `max_tokens` in the bot for shorter ones.",
             time.as_secs_f64()
         ),
     )

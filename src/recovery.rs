@@ -77,7 +77,7 @@ async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {
 /// # Errors
 /// Of the outbox's disk.
 async fn end_unbegun(relay: &Relay, name: &Name, write_token: SecretString) -> Result<(), Error> {
-    let finish = Finish::interrupted(write_token, Failure::from(&replay::interrupted()));
+    let finish = Finish::interrupted(write_token, Failure::from(&replay::interrupted(false)));
     match relay.outage.observe(relay.store.finish(&finish)).await {
         Ok(_) => Ok(()),
         // It may still be about to be begun, or the database is away.
@@ -99,7 +99,8 @@ fn interrupted() -> Conclusion {
         outcome: Outcome::Interrupted,
         finish_reason: None,
         usage: None,
-        failure: Some(Failure::from(&replay::interrupted())),
+        // It depends on what is left of the text (`ending.rs`).
+        failure: None,
         is_announced: false,
     }
 }
@@ -127,7 +128,8 @@ impl Told {
         let Self { writer, conclusion } = self;
         match (writer.start(), conclusion, saved) {
             (Some(start), Some(conclusion), Some(saved)) => {
-                writer.end(last_event(start, &conclusion, Some(saved)));
+                let has_text = ending::has_text(&writer.texts());
+                writer.end(last_event(start, &conclusion, Some(saved), has_text));
             }
             _ => writer.lose(),
         }
@@ -160,7 +162,9 @@ pub(crate) async fn heir(relay: &Relay, entry: &mut Entry) -> Result<Heir, Error
         return Ok(Heir::Told(Box::new(Told { writer, conclusion: None })));
     }
     let (write_token, model) = (entry.finish.write_token.clone(), entry.finish.model.clone());
-    entry.finish = Finish::concluded(write_token, writer.texts(), &conclusion, model);
+    let texts = writer.texts();
+    let conclusion = ending::reasoned(&conclusion, &texts);
+    entry.finish = Finish::concluded(write_token, texts, &conclusion, model);
     // At once: when it is saved it is no longer known to be another's.
     settle_for(relay, entry, Some(&conclusion)).await;
     relay.outbox.amend(entry.id, &entry.finish).await?;

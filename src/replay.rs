@@ -20,12 +20,10 @@ pub(crate) fn ended(saved: SavedStream, is_saved: bool) -> Result<Ended, Error> 
             End::Failed(failed(&saved, failure, is_saved))
         }
         // Streaming, and in no journal: whoever wrote it is gone. So is the text, if none is here.
-        Status::Interrupted | Status::Streaming if saved.content.is_empty() => {
-            let failed = failed(&saved, Failure::from(&lost()), is_saved);
-            End::Failed(Failed { saved: None, ..failed })
-        }
         Status::Interrupted | Status::Streaming => {
-            End::Failed(failed(&saved, Failure::from(&interrupted()), is_saved))
+            let failure = Failure::from(&interrupted(saved.has_text()));
+            let failed = failed(&saved, failure, is_saved);
+            End::Failed(Failed { saved: failed.saved.filter(|_| saved.has_text()), ..failed })
         }
     };
     let start = Start {
@@ -40,11 +38,15 @@ pub(crate) fn ended(saved: SavedStream, is_saved: bool) -> Result<Ended, Error> 
     Ok(Ended { start, reasoning: saved.reasoning, content: saved.content, end })
 }
 
-/// What is said of a generation that the relay did not live to finish.
-pub(crate) fn interrupted() -> Error {
+/// What is said of a generation that the relay did not live to finish, and of which there is a text or none.
+pub(crate) fn interrupted(has_text: bool) -> Error {
     Error::new(
         Code::Interrupted,
-        "The relay was shut down while it wrote this. The text so far is kept; ask again for a whole answer.",
+        if has_text {
+            "The relay was shut down while it wrote this. The text so far is kept; ask again for a whole answer."
+        } else {
+            "The relay was ended while it wrote this, and nothing of it was saved. Ask again."
+        },
     )
 }
 
@@ -53,13 +55,6 @@ pub(crate) fn not_found() -> Error {
     Error::new(
         Code::StreamNotFound,
         "There is no such stream of yours. One that saved nothing is forgotten ten minutes after its end.",
-    )
-}
-
-fn lost() -> Error {
-    Error::new(
-        Code::Interrupted,
-        "The relay was ended while it wrote this, and nothing of it was saved. Ask again.",
     )
 }
 
@@ -84,7 +79,7 @@ fn failed(saved: &SavedStream, failure: Failure, is_saved: bool) -> Failed {
     Failed {
         failure,
         stream_id: saved.stream_id.clone(),
-        message_id: Some(saved.id),
+        message_id: saved.has_text().then_some(saved.id),
         saved: Some(is_saved),
     }
 }

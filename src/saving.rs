@@ -143,7 +143,8 @@ pub(crate) async fn put(relay: &Relay, name: &Name, finish: &Finish) -> Result<(
 pub(crate) struct Known {
     #[serde(flatten)]
     stream: SavedStream,
-    /// True: so the database has it. False: it is in the outbox, and will be there. Absent: it has not ended.
+    /// True: so the database has it. False: it is in the outbox, and will be there. Absent: it has not ended, or was
+    /// interrupted and nobody can say whether a text of it is on its way.
     #[serde(rename = "saved", skip_serializing_if = "Option::is_none")]
     is_saved: Option<bool>,
 }
@@ -165,7 +166,7 @@ async fn know(relay: &Relay, caller: &Principal, mut stream: SavedStream) -> Res
     // What is past its time reads as interrupted, and may wait all the same.
     let may_wait = match stream.status {
         Status::Streaming => true,
-        Status::Interrupted => stream.content.is_empty() && stream.reasoning.is_empty(),
+        Status::Interrupted => !stream.has_text(),
         Status::Pending | Status::Complete | Status::Stopped | Status::Failed => false,
     };
     if may_wait {
@@ -177,11 +178,22 @@ async fn know(relay: &Relay, caller: &Principal, mut stream: SavedStream) -> Res
         if let Some(finish) = waiting.filter(is_certain)
             && stream.finish(finish)
         {
-            return Ok(Known { stream, is_saved: Some(false) });
+            let is_saved = is_certain_to_be(&stream).then_some(false);
+            return Ok(Known { stream, is_saved });
         }
     }
-    let is_over = !matches!(stream.status, Status::Pending | Status::Streaming);
-    Ok(Known { stream, is_saved: is_over.then_some(true) })
+    let is_saved = is_certain_to_be(&stream).then_some(true);
+    Ok(Known { stream, is_saved })
+}
+
+/// Whether it has come to what it says. A database that reads a stream as interrupted without text may only have waited for
+/// too long: the text may be in the outbox of a relay that is gone, or nowhere.
+fn is_certain_to_be(stream: &SavedStream) -> bool {
+    match stream.status {
+        Status::Pending | Status::Streaming => false,
+        Status::Interrupted => stream.has_text(),
+        Status::Complete | Status::Stopped | Status::Failed => true,
+    }
 }
 
 /// What a stream that nobody writes any more came to, as its followers get it.

@@ -50,8 +50,8 @@ pub trait Records: Send + Sync + 'static {
     async fn append(&self, pieces: Vec<Piece>, ended: Vec<RecordId>) -> Result<(), Error>;
 
     /// For the start of a process: moves what the last one was writing to the outbox, as interrupted because of
-    /// `failure`, and returns how much that was.
-    async fn recover(&self, failure: Failure) -> Result<u64, Error>;
+    /// `failure`, or of `loss` where there is no text, and returns how much that was.
+    async fn recover(&self, failure: Failure, loss: Failure) -> Result<u64, Error>;
 }
 
 /// What copies, and what is to be copied.

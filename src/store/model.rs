@@ -310,6 +310,11 @@ pub struct SavedStream {
 discreet!(SavedStream { id, variant_id, stream_id, status });
 
 impl SavedStream {
+    /// Whether anything has come of it.
+    pub(crate) fn has_text(&self) -> bool {
+        !(self.content.is_empty() && self.reasoning.is_empty())
+    }
+
     /// Makes it what it will be once `finish` is saved. Returns whether it will be there at all: what is taken back will
     /// not.
     pub(crate) fn finish(&mut self, finish: Finish) -> bool {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::client::{Reading, check_ids};
 use crate::provider::{Gate, PATIENCE, Script};
-use crate::relay::User;
+use crate::relay::{User, is_settled};
 
 /// What every provider of these tests sends, a word at a time.
 pub(crate) const TEXT: &str = "Once upon a time 🦊 there was a lighthouse\nthat nobody had lit for years, until one night it shone.";
@@ -170,7 +170,7 @@ async fn settled(user: &User, stream_id: &str) -> Option<Value> {
         let answer = user.get(&format!("/v1/message-by-stream-id?stream_id={stream_id}")).await;
         match answer.status {
             404 => return None,
-            200 if answer.json["saved"] == true => return Some(answer.json),
+            200 if is_settled(&answer.json) => return Some(answer.json),
             _ => assert!(since.elapsed() < PATIENCE, "not settled: {:?}", answer.json),
         }
         sleep(Duration::from_millis(10)).await;

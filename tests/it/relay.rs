@@ -410,6 +410,15 @@ async fn spawn(
     (child, address.unwrap_or_else(|_| panic!("the relay does not start:\n{said}")))
 }
 
+/// Whether that is for good what `message-by-stream-id` says of a stream: the database has it so, or there is no text to have.
+pub(crate) fn is_settled(stream: &Value) -> bool {
+    let is_lost = stream["status"] == "interrupted"
+        && stream["content"] == ""
+        && stream["reasoning"] == ""
+        && stream.get("saved").is_none();
+    is_lost || stream["saved"] == true
+}
+
 /// The claims of a signed-in user, as Supabase Auth sets them.
 pub(crate) fn claims(user: Uuid) -> Value {
     let now = jsonwebtoken::get_current_timestamp();
@@ -599,7 +608,7 @@ impl User {
         let since = Instant::now();
         loop {
             let answer = self.get(&format!("/v1/message-by-stream-id?stream_id={stream_id}")).await;
-            if answer.json["status"] == status && answer.json["saved"] == true {
+            if answer.json["status"] == status && is_settled(&answer.json) {
                 return answer.json;
             }
             assert!(since.elapsed() < PATIENCE, "never {status}: {:?}", answer.json);

@@ -1,6 +1,6 @@
 //! The end of the process, asked for and not.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::provider::{Gate, Provider, Script};
 use crate::relay::{Answer, TestRelay};
@@ -140,4 +140,43 @@ async fn what_a_killed_relay_was_writing_is_interrupted() {
     assert_eq!((&done["message_id"], &done["saved"]), (&start["message_id"], &json!(true)));
     assert_eq!(user.story(story).await, ["Go.", "Better."]);
     relay.finish().await;
+}
+
+/// Of an answer of which nothing had come, nobody is told that a text is kept, now or later.
+#[tokio::test]
+async fn an_answer_that_is_interrupted_before_its_first_word_promises_nothing() {
+    let provider = Provider::start().await;
+    provider.always(Script::new().stall());
+    let mut relay = TestRelay::with(&provider).env("RELAY_DRAIN", "0s").start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    for is_killed in [false, true] {
+        let mut reading = user.say(story, "Go.").await;
+        reading.until("start").await;
+        let stream_id = reading.stream_id();
+        if is_killed {
+            relay.kill().await;
+        } else {
+            relay.terminate();
+            promises_nothing(&reading.error().await);
+            relay.ended().await;
+        }
+        relay.start_again().await;
+        let path = format!("/v1/message-by-stream-id?stream_id={stream_id}");
+        let saved = user.get(&path).await.ok(200);
+        assert_eq!(
+            (&saved["status"], saved.get("saved")),
+            (&json!("interrupted"), None),
+            "{saved}"
+        );
+        assert!(!saved.to_string().contains("kept"), "{saved}");
+        promises_nothing(&user.follow(&stream_id, None).await.error().await);
+    }
+    relay.finish().await;
+}
+
+fn promises_nothing(error: &Value) {
+    assert_eq!((&error["code"], error.get("saved")), (&json!("interrupted"), None), "{error}");
+    assert!(error["message_id"].is_null(), "{error}");
+    assert!(error["error"].as_str().unwrap().contains("nothing of it was saved"), "{error}");
 }

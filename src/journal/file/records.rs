@@ -64,11 +64,11 @@ impl Records for JournalFile {
         .await
     }
 
-    async fn recover(&self, failure: Failure) -> Result<u64, Error> {
+    async fn recover(&self, failure: Failure, loss: Failure) -> Result<u64, Error> {
         let batched = Arc::clone(&self.batched);
         self.write(move |connection| {
             settle(connection, &batched)?;
-            recover(connection, &failure)
+            recover(connection, &failure, &loss)
         })
         .await
     }
@@ -136,8 +136,8 @@ fn join(pieces: &mut Vec<Piece>, next: &PieceRef<'_>) {
 
 /// Moves what was being written into the outbox, as interrupted. What the outbox has already under the same write token
 /// is the generation's true end.
-fn recover(connection: &Connection, failure: &Failure) -> Result<u64, Error> {
-    let failure = serde_json::to_string(failure).map_err(Error::internal)?;
+fn recover(connection: &Connection, failure: &Failure, loss: &Failure) -> Result<u64, Error> {
+    let json = |failure| serde_json::to_string(failure).map_err(Error::internal);
     ledger::settle_all(connection)?;
     let now = clock::now().as_millisecond();
     let text = |kind: Kind| {
@@ -155,7 +155,13 @@ fn recover(connection: &Connection, failure: &Failure) -> Result<u64, Error> {
             text(Kind::Token),
             text(Kind::Reasoning)
         ),
-        params![failure, now],
+        params![json(failure)?, now],
+    )?;
+    connection.execute(
+        "update outbox set failure = ?1
+         where content = '' and reasoning = '' and write_token in (select write_token from records)
+           and outcome = 'interrupted'",
+        [json(loss)?],
     )?;
     connection.execute("delete from records", [])?;
     Ok(recovered as u64)
@@ -199,7 +205,8 @@ mod tests {
     /// What a start finds: the write token, the reasoning and the content of each generation.
     async fn recovered(path: &Path) -> Vec<(String, String, String)> {
         let file = JournalFile::open(path).unwrap();
-        file.recover(Failure::from(&Error::internal("gone"))).await.unwrap();
+        let failure = Failure::from(&Error::internal("gone"));
+        file.recover(failure.clone(), failure).await.unwrap();
         for table in ["records", "pieces", "batches"] {
             assert_eq!(count(&file, table).await, 0, "{table}");
         }
@@ -306,7 +313,8 @@ mod tests {
         })
         .await
         .unwrap();
-        let error = file.recover(Failure::from(&Error::internal("gone"))).await.unwrap_err();
+        let failure = Failure::from(&Error::internal("gone"));
+        let error = file.recover(failure.clone(), failure).await.unwrap_err();
         assert!(error.to_operator().contains("cannot be read"), "{}", error.to_operator());
         assert_eq!(count(&file, "batches").await, 1);
     }
