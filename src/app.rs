@@ -1,5 +1,6 @@
 //! The relay put together: the one place that knows which adapter stands behind which port.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -156,6 +157,14 @@ fn open_file(data: &Data) -> Result<JournalFile, Error> {
         Data::Folder(folder) => JournalFile::open(&folder.join(JOURNAL_FILE)),
         Data::Memory => JournalFile::open_in_memory(),
     }
+}
+
+/// Tries whether the journal's file of that folder can be opened, whether or not a relay has it. Returns whether it is there.
+///
+/// # Errors
+/// With a message for the operator.
+pub(crate) fn try_journal(folder: &Path) -> Result<bool, Error> {
+    JournalFile::try_out(&folder.join(JOURNAL_FILE))
 }
 
 /// The journal's file of a relay that may be running, for an operator to look into.

@@ -1,15 +1,17 @@
 //! `storytellr-relay check`: tries every part that `serve` would use, and says of each that it works or what to do.
 
 use std::io::Write;
+use std::path::Path;
 
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use crate::auth::{Principal, Verifier};
-use crate::config::{Config, Database, Mode};
+use crate::config::{Config, Data, Database, Mode};
 use crate::error::{Code, Error};
 use crate::provider::KeyCheck;
+use crate::store::sqlite::SqliteStore;
 use crate::store::{Cursor, Store};
 use crate::{app, clock, dev};
 
@@ -71,6 +73,7 @@ async fn check_parts<W: Write>(
     findings: &mut Findings<W>,
 ) {
     let verifier = check_keys(config, findings).await;
+    check_data(config, findings);
     let store = check_store(config, findings).await;
     check_redis(config, findings).await;
     if let Some(verifier) = verifier {
@@ -101,6 +104,24 @@ async fn check_keys<W: Write>(config: &Config, findings: &mut Findings<W>) -> Op
     Some(Verifier::new(config.auth.shared_secret.as_ref(), key_set, config.auth.issuers.clone()))
 }
 
+fn check_data<W: Write>(config: &Config, findings: &mut Findings<W>) {
+    match &config.data {
+        Data::Folder(folder) => {
+            if let Some(is_there) = findings.of("data", app::try_journal(folder)) {
+                findings.ok("data", format!("the journal in {}", found(folder, is_there)));
+            }
+        }
+        Data::Memory => findings
+            .note("data", "RELAY_DATA is memory: what is being written is gone with the process"),
+    }
+}
+
+fn found(path: &Path, is_there: bool) -> String {
+    let what =
+        if is_there { "is there, and can be written" } else { "will be made at the first start" };
+    format!("{} {what}", path.display())
+}
+
 async fn check_store<W: Write>(
     config: &Config,
     findings: &mut Findings<W>,
@@ -110,13 +131,10 @@ async fn check_store<W: Write>(
             findings.note("database", "RELAY_DATA is memory: nothing is kept");
             return None;
         }
-        Database::Sqlite(path) if !path.exists() => {
-            findings.ok("database", format!("{} will be made at the first start", path.display()));
-            return None;
-        }
         Database::Sqlite(path) => {
-            // Not opened: a relay may be using it, and `check` changes nothing.
-            findings.ok("database", format!("{} is there", path.display()));
+            // Not kept open: it is for the relay that runs.
+            let is_there = findings.of("database", SqliteStore::try_out(path))?;
+            findings.ok("database", found(path, is_there));
             return None;
         }
         Database::Postgres(url) => {

@@ -6,11 +6,12 @@
 
 mod fault;
 mod schema;
+mod trial;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -277,14 +278,18 @@ fn is_rolled_back(connection: &Connection) -> bool {
 /// Makes sure that no other relay has the file: each would take the other's running generations for dead ones. The
 /// operating system gives the lock back however the process ends.
 fn lock(path: &Path) -> Result<File, Unusable> {
-    let mut lock_path = path.as_os_str().to_owned();
-    lock_path.push(".lock");
-    let file = File::create(&lock_path)?;
+    let file = File::create(lock_path(path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Unusable::Held),
         Err(TryLockError::Error(error)) => Err(error.into()),
     }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    lock_path.into()
 }
 
 /// Makes the file if it is not there, for its owner alone: it holds everybody's stories. SQLite gives the files beside it

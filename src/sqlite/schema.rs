@@ -31,8 +31,8 @@ impl Schema {
         if usize::try_from(version) == Ok(self.steps.len()) { Ok(()) } else { Err(Unusable::Other) }
     }
 
-    /// Brings the file to the present version.
-    pub(super) fn prepare(&self, connection: &mut Connection) -> Result<(), Unusable> {
+    /// How many steps the file has behind it. Fails unless it can be brought to the present version; nothing is written.
+    pub(super) fn steps_done(&self, connection: &Connection) -> Result<usize, Unusable> {
         let application_id = pragma(connection, "application_id")?;
         let version = pragma(connection, "user_version")?;
         let tables: i64 =
@@ -44,7 +44,6 @@ impl Schema {
             .ok()
             .filter(|done| *done <= self.steps.len())
             .ok_or(Unusable::Newer { found: version, known: self.steps.len() })?;
-        // Before anything is written: what is damaged is left as it is.
         if self.is_checked {
             let found: String =
                 connection.query_row("pragma quick_check(1)", [], |row| row.get(0))?;
@@ -53,6 +52,13 @@ impl Schema {
                 return Err(Unusable::Damaged(found.replace('\n', " ")));
             }
         }
+        Ok(done)
+    }
+
+    /// Brings the file to the present version.
+    pub(super) fn prepare(&self, connection: &mut Connection) -> Result<(), Unusable> {
+        // Before anything is written: what is damaged is left as it is.
+        let done = self.steps_done(connection)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         let transaction = connection.transaction()?;
         for (step, sql) in self.steps.iter().enumerate().skip(done) {

@@ -1,5 +1,7 @@
 //! Setting up: `migrate` and `check` as an operator runs them, the policies' own tests, and a pooler before the database.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -27,8 +29,12 @@ async fn check(env: &[(&str, &str)]) -> (bool, String) {
 async fn check_with(arguments: &[&str], env: &[(&str, &str)]) -> (bool, String) {
     let own = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>();
     let arguments = own(arguments);
-    let env: Vec<_> =
-        env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let data = tempfile::TempDir::new().unwrap();
+    let default = ("RELAY_DATA", data.path().to_str().unwrap());
+    let env: Vec<_> = std::iter::once(&default)
+        .chain(env)
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
     // The servers that it asks are tasks of this process.
     let output = tokio::task::spawn_blocking(move || {
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
@@ -73,7 +79,7 @@ async fn a_migration_that_fails_changes_nothing() {
 async fn policies_pass_their_own_tests() {
     let database = Database::migrated().await;
     database.admin().await.batch_execute("create extension pgtap").await.unwrap();
-    let folder = std::fs::read_dir(file("supabase/tests/database")).unwrap();
+    let folder = fs::read_dir(file("supabase/tests/database")).unwrap();
     let paths = folder.map(|entry| entry.unwrap().path());
     let mut files: Vec<_> =
         paths.filter(|path| path.extension().is_some_and(|extension| extension == "sql")).collect();
@@ -178,6 +184,59 @@ async fn check_says_why_a_database_cannot_be_reached() {
         let (is_well, said) = check(&env).await;
         assert!(!is_well && said.contains(advice), "{advice} in {said}");
     }
+}
+
+/// What `check` says of a folder for the relay's data.
+async fn check_data(folder: &Path) -> (bool, String) {
+    let data = ("RELAY_DATA", folder.to_str().unwrap());
+    check(&[("SUPABASE_JWT_SECRET", SECRET), ("RELAY_JWT_ISSUERS", ISSUER), data]).await
+}
+
+#[tokio::test]
+async fn check_says_of_a_data_folder_whether_the_relay_could_start_on_it() {
+    let provider = Provider::start().await;
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "a file").unwrap();
+    for data in [file.as_path(), &file.join("below"), Path::new("/proc/nothing")] {
+        let (is_well, said) = check_data(data).await;
+        let line = said.lines().find(|line| line.starts_with("WRONG data")).unwrap_or(&said);
+        assert!(!is_well && line.contains("Set RELAY_DATA"), "{}: {said}", data.display());
+        assert!(said.contains("WRONG database"), "{said}");
+    }
+    let new = folder.path().join("new/one");
+    let (is_well, said) = check_data(&new).await;
+    assert!(is_well && said.contains("will be made"), "{said}");
+    assert_eq!(names(folder.path()), ["file"], "nothing is left");
+
+    // Beside a relay that runs, and goes on with it.
+    let mut relay = TestRelay::with(&provider).start().await;
+    let before = names(relay.data());
+    let (is_well, said) = check_data(relay.data()).await;
+    assert!(is_well && said.contains("is there, and can be written"), "{said}");
+    assert_eq!(names(relay.data()), before);
+    relay.user().await.conversation().await;
+    relay.restart().await;
+    relay.kill().await;
+    let journal = relay.data().join("journal.db");
+    let whole = fs::read(&journal).unwrap();
+    for suffix in ["-wal", "-shm"] {
+        fs::remove_file(relay.data().join(format!("journal.db{suffix}"))).unwrap();
+    }
+    fs::write(&journal, "Dear diary, ".repeat(1_000)).unwrap();
+    let (is_well, said) = check_data(relay.data()).await;
+    assert!(!is_well && said.contains("journal.db") && said.contains("Keep it"), "{said}");
+    fs::write(&journal, whole).unwrap();
+    relay.start_again().await;
+    relay.finish().await;
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 #[tokio::test]

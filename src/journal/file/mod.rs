@@ -83,6 +83,15 @@ impl JournalFile {
         Ok(Self::new(path, Database::open_beside(path, &SCHEMA)?))
     }
 
+    /// Fails if [`Self::open`] would, unless only because another relay has the file. Nothing is changed, and no relay kept
+    /// from it. Returns whether there is a file.
+    ///
+    /// # Errors
+    /// With a message for the operator.
+    pub fn try_out(path: &Path) -> Result<bool, Error> {
+        Database::try_out(path, &SCHEMA)
+    }
+
     fn new(path: &Path, database: Database) -> Self {
         Self {
             path: path.to_owned(),

@@ -59,6 +59,15 @@ impl SqliteStore {
         Ok(Self { database: Database::open(path, &SCHEMA)?, demo_bot: demo_bot.map(Arc::new) })
     }
 
+    /// Fails if [`Self::open`] would, unless only because another relay has the file. Nothing is changed, and no relay kept
+    /// from it. Returns whether there is a file.
+    ///
+    /// # Errors
+    /// `StoreUnavailable`, with a message for the operator.
+    pub fn try_out(path: &Path) -> Result<bool, Error> {
+        Database::try_out(path, &SCHEMA)
+    }
+
     /// A store that is gone with the process.
     ///
     /// # Errors
