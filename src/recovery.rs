@@ -81,7 +81,7 @@ async fn end_unbegun(relay: &Relay, name: &Name, write_token: SecretString) -> R
     match relay.outage.observe(relay.store.finish(&finish)).await {
         Ok(_) => Ok(()),
         // It may still be about to be begun, or the database is away.
-        Err(_) => saving::put(relay, name, &finish).await,
+        Err(error) => saving::put(relay, name, &finish, &error).await,
     }
 }
 

@@ -68,7 +68,7 @@ pub(crate) async fn save(relay: &Relay, name: &Name, finish: &Finish) -> Result<
         sleep(backoff).await;
         backoff *= 2;
     };
-    put(relay, name, finish).await?;
+    put(relay, name, finish, &error).await?;
     if relay.outage.keep() {
         debug!(%error, stream_id = %name.stream_id, "save failed: the text is in the outbox");
     } else {
@@ -118,15 +118,24 @@ pub(crate) async fn take_back_if_begun(
     if error.code() != Code::StoreUnavailable || begin.place == Place::Nowhere {
         return Ok(());
     }
-    put(relay, &Name::of(writer.log()), &Finish::refused(begin.write_token.clone())).await
+    put(relay, &Name::of(writer.log()), &Finish::refused(begin.write_token.clone()), error).await
 }
 
-/// Keeps `finish` in the outbox, from where it is saved as soon as the database takes it.
+/// Keeps `finish`, whose save failed with `error`, in the outbox, from where it is saved as soon as the database takes it.
 ///
 /// # Errors
 /// Of the outbox's disk, which ends the process.
-pub(crate) async fn put(relay: &Relay, name: &Name, finish: &Finish) -> Result<(), Error> {
-    match relay.outbox.put(name, finish).await {
+pub(crate) async fn put(
+    relay: &Relay,
+    name: &Name,
+    finish: &Finish,
+    error: &Error,
+) -> Result<(), Error> {
+    let reason = match (error.code(), error.detail()) {
+        (Code::StoreUnavailable, Some(detail)) => format!("the database does not answer: {detail}"),
+        _ => error.to_operator(),
+    };
+    match relay.outbox.put(name, finish, &reason).await {
         Ok(()) => {
             relay.outbox_filled.notify_one();
             Ok(())

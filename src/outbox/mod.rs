@@ -61,7 +61,7 @@ pub struct Listed {
     pub len: u64,
     /// How often it was tried.
     pub attempts: u32,
-    /// Why it is still here.
+    /// What came of the last attempt that was answered, or why it came here.
     pub reason: Option<String>,
     /// When it was set aside; absent while it is tried.
     pub set_aside_at: Option<Timestamp>,
@@ -94,9 +94,9 @@ pub enum Room {
 /// The outbox, as the relay sees it. A fault of what it is kept in is `Internal`, and no reason to go on.
 #[async_trait]
 pub trait Outbox: Send + Sync + 'static {
-    /// Keeps `finish`. When this has returned, it survives the process. What is here already under the same write token
-    /// stays as it is.
-    async fn put(&self, name: &Name, finish: &Finish) -> Result<(), Error>;
+    /// Keeps `finish`, which could not be saved for that reason. When this has returned, it survives the process. What is
+    /// here already under the same write token stays as it is.
+    async fn put(&self, name: &Name, finish: &Finish, reason: &str) -> Result<(), Error>;
 
     /// At most `limit` entries that are to be tried at `now`, the longest waiting first.
     async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<Entry>, Error>;

@@ -182,6 +182,8 @@ async fn who_comes_back_before_the_database_has_the_answer_is_not_told_another()
     provider.always(gated(&gate));
     let Cuttable { cutter, mut relay, user, story } = Cuttable::start(&provider).await;
     let streams = told_without_database(&user, story, &gate, &cutter, 1).await;
+    let reason = listed_with_reason(&relay).await["reason"].clone();
+    assert!(reason.as_str().unwrap().starts_with("the database does not answer: "), "{reason}");
     relay.kill().await;
     relay.start_again().await;
     let path = format!("/v1/streams/{}", streams[0]);

@@ -159,15 +159,15 @@ fn broken(error: &Error) -> Error {
 
 #[async_trait]
 impl Outbox for JournalFile {
-    async fn put(&self, name: &Name, finish: &Finish) -> Result<(), Error> {
-        let (name, finish) = (name.clone(), finish.clone());
+    async fn put(&self, name: &Name, finish: &Finish, reason: &str) -> Result<(), Error> {
+        let (name, finish, reason) = (name.clone(), finish.clone(), reason.to_owned());
         let put = self.write(move |connection| {
             let now = clock::now().as_millisecond();
             let put = connection
                 .prepare_cached(
                     "insert into outbox (owner, stream_id, write_token, outcome, content, reasoning, finish_reason,
-                       usage, failure, model, due_at, created_at)
-                     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11)
+                       usage, failure, model, due_at, created_at, reason)
+                     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12)
                      on conflict (write_token) do nothing",
                 )?
                 .execute(params![
@@ -182,6 +182,7 @@ impl Outbox for JournalFile {
                     json(&finish.failure)?,
                     finish.model,
                     now,
+                    reason,
                 ])?;
             Ok(put as u64)
         });
@@ -441,7 +442,7 @@ mod tests {
                     looking.due(clock::now(), 1).await.unwrap();
                 }
             });
-            file.put(&name, &finish).await.unwrap();
+            file.put(&name, &finish, "away").await.unwrap();
             ended.send(()).unwrap();
             looks.join_all().await;
             assert!(file.waiting.load(Ordering::Relaxed) >= put, "after {put}");

@@ -149,8 +149,9 @@ fn recover(connection: &Connection, failure: &Failure, loss: &Failure) -> Result
     };
     let recovered = connection.execute(
         &format!(
-            "insert into outbox (owner, stream_id, write_token, outcome, content, reasoning, failure, model, due_at, created_at)
-             select owner, stream_id, write_token, 'interrupted', {}, {}, ?1, '', ?2, ?2 from records where true
+            "insert into outbox (owner, stream_id, write_token, outcome, content, reasoning, failure, model, due_at, created_at, reason)
+             select owner, stream_id, write_token, 'interrupted', {}, {}, ?1, '', ?2, ?2,
+               'its relay was ended while it wrote this' from records where true
              on conflict (write_token) do nothing",
             text(Kind::Token),
             text(Kind::Reasoning)
