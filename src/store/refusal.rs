@@ -38,7 +38,7 @@ pub(super) fn refusal(code: Code) -> Error {
         Code::KeyNotFound => "There is no such key of yours.",
         Code::StreamIdReused => return Error::stream_id_reused(),
         Code::GenerationRunning => {
-            "An answer is being written there. Stop it first, or wait for its end."
+            "An answer is being written there, or waits to be saved. Stop it, or wait until it is saved."
         }
         Code::TooManyKeys => {
             "You have as many keys as one may have. Delete one that you do not use any more."
