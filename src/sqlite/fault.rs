@@ -115,7 +115,7 @@ fn is_answer(error: &rusqlite::Error) -> bool {
 }
 
 impl From<rusqlite::Error> for Error {
-    /// Of a statement of some work; those about the transaction around it are [`not_done`].
+    /// Of a statement of some work; those about the transaction around it are `not_done`.
     fn from(error: rusqlite::Error) -> Self {
         if !is_answer(&error) {
             return not_done(&error);
