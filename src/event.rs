@@ -161,6 +161,23 @@ impl Start {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl End {
+    /// Of a generation that saves nothing, and came to nothing.
+    pub(crate) fn for_tests() -> Self {
+        Self::Done(Done {
+            stream_id: StreamId::random(),
+            message_id: None,
+            variant_id: None,
+            alternative_id: None,
+            status: DoneStatus::Complete,
+            finish_reason: None,
+            usage: Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true },
+            saved: None,
+        })
+    }
+}
+
 /// Tokens used, by the provider's count if it gave one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {

@@ -77,5 +77,9 @@ mod tests {
         let doors: BTreeSet<_> = DOORS.iter().map(|(name, _)| (*name).to_owned()).collect();
         assert_eq!(names("fuzz/fuzz_targets"), doors);
         assert_eq!(names("fuzz/corpus"), doors);
+        let manifest = include_str!("../fuzz/Cargo.toml");
+        for door in doors {
+            assert!(manifest.contains(&format!("name = \"{door}\"")), "{door} is not built");
+        }
     }
 }

@@ -37,7 +37,6 @@ pub(super) fn respond(log: &Arc<Log>, after: Option<Cursor>) -> Response {
     let mut response = Response::new(Body::new(EventStream::new(Follower::new(log, after))));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // nginx and what descends from it would hold events back.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     if let Ok(stream_id) = HeaderValue::from_str(log.stream_id().as_str()) {

@@ -75,8 +75,9 @@ impl Follower {
         self.is_done
     }
 
-    /// Hands the next event to `on_event`, with where it brings the reader, or registers to be woken when there is one. Ready with `false` when the end
-    /// has been handed over, and in a generation that was refused or is lost, which has no further events.
+    /// Hands the next event to `on_event`, with where it brings the reader, or registers to be woken when there is one.
+    /// Ready with `false` when the end has been handed over, and in a generation that was refused or is lost, which has no
+    /// further events.
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
@@ -171,27 +172,12 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
-    use crate::event::{Done, DoneStatus, Usage};
-    use crate::id::StreamId;
     use crate::journal::{Opening, Writer};
 
     fn writer() -> Writer {
         let writer = Writer::new(Log::new(Opening::for_tests()));
         writer.open(Start::for_tests());
         writer
-    }
-
-    fn end() -> End {
-        End::Done(Done {
-            stream_id: StreamId::random(),
-            message_id: None,
-            variant_id: None,
-            alternative_id: None,
-            status: DoneStatus::Complete,
-            finish_reason: None,
-            usage: Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true },
-            saved: None,
-        })
     }
 
     /// What a client has put together: reasoning, content, how far it has come, and how many ends it has seen.
@@ -256,7 +242,7 @@ mod tests {
                 }
             }
             let (reasoning, content) = writer.texts();
-            writer.end(end());
+            writer.end(End::for_tests());
             for (mut client, mut follower) in clients {
                 client.read(&mut follower);
                 prop_assert_eq!((&client.reasoning, &client.content, client.ends), (&reasoning, &content, 1));
@@ -297,7 +283,7 @@ mod tests {
             let (mut client, mut follower) = (Client::default(), Follower::new(before.log(), None));
             client.read(&mut follower);
             if saw_end {
-                before.end(end());
+                before.end(End::for_tests());
                 client.read(&mut follower);
             }
 
@@ -306,13 +292,14 @@ mod tests {
             now.append([(Kind::Token, text.as_str())].into_iter()).unwrap();
             let log = Arc::clone(now.log());
             let _still_written = if is_over {
-                now.end(end());
+                now.end(End::for_tests());
                 None
             } else {
                 Some(now)
             };
             client.read(&mut Follower::new(&log, client.after));
             prop_assert_eq!(&client.content, &text);
+            prop_assert_eq!(client.ends, usize::from(saw_end) + usize::from(is_over));
         }
     }
 

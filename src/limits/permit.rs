@@ -121,12 +121,12 @@ mod tests {
 
     const RATE: Rate = Rate { requests: 60, window: Duration::from_secs(60) };
 
-    /// One generation at once, and a hundred tokens.
-    fn limits() -> Arc<dyn Limits> {
+    /// One generation at once, and a hundred tokens. Beside the limits what they keep their book in.
+    fn limits() -> (Arc<dyn Limits>, Arc<JournalFile>) {
         let users = Allowance { rate: RATE, streams: 1, tokens_per_day: Some(100) };
         let allowances = Allowances { users, anonymous: users, address: RATE };
         let ledger = Arc::new(JournalFile::open_in_memory().unwrap());
-        Arc::new(MemoryLimits::new(allowances, ledger))
+        (Arc::new(MemoryLimits::new(allowances, Arc::clone(&ledger) as _)), ledger)
     }
 
     async fn reserve(limits: &Arc<dyn Limits>, answer: u64) -> Result<Permit, Error> {
@@ -144,12 +144,16 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_dropped_permit_had_set_aside_counts_as_spent() {
-        let limits = limits();
+        let (limits, ledger) = limits();
         drop(reserve(&limits, 60).await.unwrap());
+        let settled = async {
+            while ledger.spent().await.unwrap() != [(70, 70)] {
+                tokio::task::yield_now().await;
+            }
+        };
         tokio::select! {
-            biased;
             error = limits.run() => panic!("{error}"),
-            () = tokio::task::yield_now() => {}
+            () = settled => {}
         }
         assert_eq!(refused(&limits, 21).await, Code::BudgetExceeded);
         reserve(&limits, 20).await.unwrap().settle(Used::All).await.unwrap();
@@ -157,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_settled_one_did_not_use_is_there_again() {
-        let limits = limits();
+        let (limits, ledger) = limits();
         let permit = reserve(&limits, 90).await.unwrap();
         assert_eq!(refused(&limits, 0).await, Code::TooManyStreams);
         permit.settle(Used::Answer(40)).await.unwrap();
@@ -167,5 +171,10 @@ mod tests {
         let used = Used::Counted { tokens: 1_000, estimated: false };
         reserve(&limits, 40).await.unwrap().settle(used).await.unwrap();
         assert_eq!(refused(&limits, 0).await, Code::BudgetExceeded);
+        assert_eq!(
+            ledger.spent().await.unwrap(),
+            [(1_050, 50)],
+            "what the relay counted itself is told apart"
+        );
     }
 }

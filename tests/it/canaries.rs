@@ -1,5 +1,5 @@
 //! A storm of requests that are broken off anywhere, by tenants who each have a canary in everything that is theirs: no
-//! tenant, no line of log and no number that is counted has a canary of somebody else's.
+//! tenant has a canary of somebody else's, and no line of log has any.
 //!
 //! `RELAY_TEST_CANCELLED=10000` sends so many, instead of some hundred.
 
@@ -249,10 +249,6 @@ async fn a_storm_of_broken_requests_carries_no_canary_to_another_cage() {
             assert_eq!(tenants_in(&tree), [tenant.number], "{tree}");
         }
     }
-    // Where there are no metrics there is no such route.
-    let metrics =
-        relay.client().get(relay.url("/metrics")).send().await.unwrap().text().await.unwrap();
-    assert!(!metrics.contains(CANARY), "{metrics}");
     assert!(relay.log().contains("\"level\":\"TRACE\""), "nothing was there to be seen");
     relay.finish().await;
 }
@@ -301,6 +297,7 @@ async fn what_is_said_to_postgrest_is_said_to_nobody_else() {
     let user = relay.stranger();
     let bot = user.bot(json!({"name": canary(3, "bot")})).await;
     a_story_is_told(&provider, &user, bot).await;
+    assert!(relay.log().contains("hyper_util::client"), "nothing was there to be seen");
     relay.finish().await;
 }
 
@@ -328,10 +325,13 @@ async fn what_is_refused_is_not_quoted() {
             user.request(Method::POST, &format!("/v1/stream?x={mark}")).body(body.clone());
         let answer = Answer::of(request.send().await.unwrap()).await;
         assert_eq!(answer.status, 400, "{body}");
+        assert!(!answer.json.to_string().contains(CANARY), "{answer:?}");
     }
     for token in [&mark, &format!("{mark}.{mark}.{mark}")] {
         let request = relay.client().get(relay.url(&format!("/v1/bots/{mark}"))).bearer_auth(token);
-        Answer::of(request.send().await.unwrap()).await.refused(401, "invalid_token");
+        let answer = Answer::of(request.send().await.unwrap()).await;
+        assert!(!answer.json.to_string().contains(CANARY), "{answer:?}");
+        answer.refused(401, "invalid_token");
     }
     relay.finish().await;
 }

@@ -95,6 +95,10 @@ fn core_limit(relay: &TestRelay) -> Vec<String> {
 #[tokio::test]
 async fn a_crash_leaves_no_copy_of_the_keys_unless_it_is_asked_for() {
     let own = rlimit::getrlimit(rlimit::Resource::CORE).unwrap();
+    assert!(
+        own.1 > 1,
+        "no process here leaves anything: raise the hard limit (ulimit -Hc unlimited)"
+    );
     let provider = Provider::start().await;
     for command in ["serve", "dev"] {
         let relay = TestRelay::with(&provider).command(command).start().await;

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
@@ -63,19 +64,19 @@ impl Builder {
     pub(crate) async fn start(self) -> TestRelay {
         let data = TempDir::new().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
-        let (child, address) = spawn(self.command, &self.env, &data, &log).await;
+        let (process, address) = spawn(self.command, &self.env, &data, &log).await;
         let shared = Arc::new(Shared {
             address: Mutex::new(address),
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
             users: Mutex::default(),
         });
         let Self { command, env } = self;
-        TestRelay { child, command, data, env, log, began_at: 0, shared, is_finished: false }
+        TestRelay { process, command, data, env, log, began_at: 0, shared, is_finished: false }
     }
 }
 
 pub(crate) struct TestRelay {
-    child: Child,
+    process: Process,
     command: &'static str,
     data: TempDir,
     env: Vec<(String, String)>,
@@ -208,7 +209,7 @@ impl TestRelay {
 
     /// The process's id.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id().expect("the relay has ended")
+        self.process.child.id().expect("the relay has ended")
     }
 
     /// Asks the process to end, without waiting.
@@ -224,20 +225,20 @@ impl TestRelay {
 
     /// Sends the process a signal.
     pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.id().expect("the relay has ended").to_string();
+        let pid = self.process.child.id().expect("the relay has ended").to_string();
         let kill = std::process::Command::new("kill").args(["-s", signal, &pid]).status();
         assert!(kill.unwrap().success());
     }
 
     /// Ends the process as `kill -9` does.
     pub(crate) async fn kill(&mut self) {
-        self.child.kill().await.unwrap();
+        self.process.child.kill().await.unwrap();
     }
 
     /// Starts again on the same data.
     pub(crate) async fn start_again(&mut self) {
-        let (child, address) = spawn(self.command, &self.env, &self.data, &self.log).await;
-        self.child = child;
+        let (process, address) = spawn(self.command, &self.env, &self.data, &self.log).await;
+        self.process = process;
         *self.shared.address.lock().unwrap() = address;
     }
 
@@ -249,9 +250,8 @@ impl TestRelay {
     /// Starts again on the same data, as an argument of the command `under`. Whether it came up; it has ended otherwise.
     pub(crate) async fn start_under(&mut self, under: &[String]) -> bool {
         self.began_at = self.log.lock().unwrap().len();
-        let Launched { child, address } =
-            launch(under, self.command, &self.env, &self.data, &self.log);
-        self.child = child;
+        let (process, address) = launch(under, self.command, &self.env, &self.data, &self.log);
+        self.process = process;
         let address = timeout(PATIENCE, address).await.expect("the relay neither starts nor ends");
         let Ok(address) = address else { return false };
         *self.shared.address.lock().unwrap() = address;
@@ -260,34 +260,29 @@ impl TestRelay {
 
     /// Starts again on the same data, and kills it so much later, wherever it is then.
     pub(crate) async fn start_and_kill(&mut self, later: Duration) {
-        self.child = launch(&[], self.command, &self.env, &self.data, &self.log).child;
+        (self.process, _) = launch(&[], self.command, &self.env, &self.data, &self.log);
         sleep(later).await;
         self.kill().await;
     }
 
-    /// Waits until the process has ended, however it does.
+    /// Waits until the process has ended, however it does, and the log has all that it said.
     pub(crate) async fn exited(&mut self) -> ExitStatus {
-        timeout(PATIENCE, self.child.wait()).await.expect("the relay does not end").unwrap()
+        let status = timeout(PATIENCE, self.process.child.wait()).await;
+        let status = status.expect("the relay does not end").unwrap();
+        if let Some(listening) = self.process.listening.take() {
+            timeout(PATIENCE, listening).await.expect("somebody else has the relay's log").unwrap();
+        }
+        status
     }
 
     /// Waits until the process has ended because it could not go on, and returns what it told the operator last. It was
     /// started by [`Self::start_under`].
     pub(crate) async fn failed(&mut self) -> String {
         assert_eq!(self.exited().await.code(), Some(1), "{}", self.log());
-        let last_words = || {
-            let log = self.log();
-            let last = log[self.began_at..].lines().last()?;
-            last.strip_prefix("storytellr-relay: ").map(str::to_owned)
-        };
-        let since = Instant::now();
-        // What it said may still be in the pipe.
-        loop {
-            if let Some(words) = last_words() {
-                return words;
-            }
-            assert!(since.elapsed() < PATIENCE, "{}", self.log());
-            sleep(Duration::from_millis(1)).await;
-        }
+        let log = self.log();
+        let last = log[self.began_at..].lines().last();
+        let words = last.and_then(|last| last.strip_prefix("storytellr-relay: "));
+        words.unwrap_or_else(|| panic!("{log}")).to_owned()
     }
 
     pub(crate) async fn restart(&mut self) {
@@ -336,7 +331,7 @@ impl TestRelay {
 impl Drop for TestRelay {
     fn drop(&mut self) {
         // Best effort: it may have ended.
-        let _killed = self.child.start_kill();
+        let _killed = self.process.child.start_kill();
         if std::thread::panicking() {
             eprintln!("the relay's log:\n{}", self.log());
         } else {
@@ -350,21 +345,22 @@ fn set(env: &mut Vec<(String, String)>, name: &str, value: String) {
     env.push((name.to_owned(), value));
 }
 
-/// A process that was started, and the address that it will listen on, unless it ends before.
-struct Launched {
+/// A process that was started.
+struct Process {
     child: Child,
-    address: oneshot::Receiver<String>,
+    /// Ends when all that it said is in the log.
+    listening: Option<JoinHandle<()>>,
 }
 
 /// Starts the command of the binary as an argument of `under`, which is nothing or another command. What it tells goes to
-/// `log`.
+/// `log`. The address is the one that it will listen on, unless it ends before.
 fn launch(
     under: &[String],
     command: &str,
     env: &[(String, String)],
     data: &TempDir,
     log: &Arc<Mutex<String>>,
-) -> Launched {
+) -> (Process, oneshot::Receiver<String>) {
     let mut words = under.iter().map(String::as_str).chain([BINARY, command]);
     let mut child = Command::new(words.next().unwrap())
         .args(words)
@@ -379,22 +375,21 @@ fn launch(
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let (listening, address) = oneshot::channel();
-    let (log, mut listening) = (Arc::clone(log), Some(listening));
-    tokio::spawn(async move {
+    let (announce, address) = oneshot::channel();
+    let (log, mut announce) = (Arc::clone(log), Some(announce));
+    let listening = tokio::spawn(async move {
         while let Ok(Some(line)) = lines.next_line().await {
             log.lock().unwrap().push_str(&format!("{line}\n"));
             let record: Value = serde_json::from_str(&line).unwrap_or_default();
             if record["message"] == "listening"
-                && let (Some(address), Some(listening)) =
-                    (record["addr"].as_str(), listening.take())
+                && let (Some(address), Some(announce)) = (record["addr"].as_str(), announce.take())
             {
                 // A test that kills the relay while it starts does not wait for it.
-                let _sent = listening.send(address.to_owned());
+                let _sent = announce.send(address.to_owned());
             }
         }
     });
-    Launched { child, address }
+    (Process { child, listening: Some(listening) }, address)
 }
 
 async fn spawn(
@@ -402,12 +397,12 @@ async fn spawn(
     env: &[(String, String)],
     data: &TempDir,
     log: &Arc<Mutex<String>>,
-) -> (Child, String) {
-    let Launched { child, address } = launch(&[], command, env, data, log);
+) -> (Process, String) {
+    let (process, address) = launch(&[], command, env, data, log);
     let address = timeout(PATIENCE, address).await.expect("the relay does not start");
     // Copied first: whoever cleans up behind a panic looks at the log, too.
     let said = log.lock().unwrap().clone();
-    (child, address.unwrap_or_else(|_| panic!("the relay does not start:\n{said}")))
+    (process, address.unwrap_or_else(|_| panic!("the relay does not start:\n{said}")))
 }
 
 /// Whether that is for good what `message-by-stream-id` says of a stream: the database has it so, or there is no text to have.

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue};
 use super::super::sse::{LAST_EVENT_ID, encode};
 use super::super::stream::cursor;
 use crate::error::Code;
-use crate::event::{Cursor, Done, DoneStatus, End, Kind, Start, Usage};
+use crate::event::{Cursor, End, Kind, Start};
 use crate::journal::memory::MemoryJournal;
 use crate::journal::{Claim, Ended, Follower, Journal, Log, Opening, Writer};
 use crate::provider::sse::Decoder;
@@ -62,29 +62,16 @@ pub(crate) fn follow(input: &[u8]) {
             start: Start::for_tests(),
             reasoning: reasoning.clone(),
             content: content.clone(),
-            end: end(),
+            end: End::for_tests(),
         };
         log = Log::rebuilt(Opening::for_tests(), ended);
         readers.iter_mut().for_each(|reader| reader.come_back(&log));
     }
-    writer.end(end());
+    writer.end(End::for_tests());
     for mut reader in readers {
         reader.read(usize::MAX);
         assert_eq!((&reader.reasoning, &reader.content, reader.ends), (&reasoning, &content, 1));
     }
-}
-
-fn end() -> End {
-    End::Done(Done {
-        stream_id: Start::for_tests().stream_id,
-        message_id: None,
-        variant_id: None,
-        alternative_id: None,
-        status: DoneStatus::Complete,
-        finish_reason: None,
-        usage: Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true },
-        saved: None,
-    })
 }
 
 /// Somebody who says to have come as far as they like.

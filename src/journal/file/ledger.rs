@@ -220,6 +220,19 @@ fn number(tokens: u64) -> i64 {
 }
 
 #[cfg(test)]
+impl JournalFile {
+    /// The tokens of each user and day, and how many of them are estimates.
+    pub(crate) async fn spent(&self) -> Result<Vec<(i64, i64)>, Error> {
+        self.read(|connection| {
+            let mut spent = connection.prepare("select tokens, estimated from spent")?;
+            let spent = spent.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(spent.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use uuid::Uuid;
 
