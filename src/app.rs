@@ -12,7 +12,6 @@ use crate::auth::{KeySet, Verifier};
 use crate::bot::BotSettings;
 use crate::config::{Config, Data, Database, Mode};
 use crate::error::{Code, Error};
-use crate::event::Failure;
 use crate::id::call_id;
 use crate::journal::file::JournalFile;
 use crate::journal::memory::MemoryJournal;
@@ -30,7 +29,6 @@ use crate::provider::Providers;
 use crate::recovery;
 use crate::redis_client::Redis;
 use crate::relay::Relay;
-use crate::replay;
 use crate::store::Store;
 use crate::store::functions::FunctionStore;
 use crate::store::functions::postgres::PostgresFunctions;
@@ -183,8 +181,7 @@ pub(crate) fn open_journal_beside(data: &Data) -> Result<JournalFile, Error> {
 
 /// Ends what the last process was writing. Its text is in the outbox then, and soon in the database.
 async fn recover(file: &JournalFile) -> Result<(), Error> {
-    let failure = |has_text| Failure::from(&replay::interrupted(has_text));
-    let recovered = file.recover(failure(true), failure(false)).await?;
+    let recovered = file.recover().await?;
     if recovered > 0 {
         tracing::warn!(
             generations = recovered,

@@ -3,12 +3,11 @@
 use secrecy::SecretString;
 use tracing::warn;
 
-use crate::error::Code;
+use crate::error::{Code, Error};
 use crate::event::{Done, DoneStatus, End, Failed, Failure, Start, Usage};
 use crate::journal::{Hold, Writer};
 use crate::outbox::Name;
 use crate::relay::Relay;
-use crate::replay;
 use crate::saving::{self, Saved};
 use crate::store::{Conclusion, Finish, Outcome};
 
@@ -24,13 +23,11 @@ pub(crate) async fn settle(
     if relay.journal.seal(writer.log(), conclusion).await == Hold::Lost {
         return None;
     }
-    let texts = writer.texts();
-    let conclusion = &reasoned(conclusion, &texts);
-    let has_text = has_text(&texts);
+    let has_text = writer.has_text();
     let Some(write_token) = write_token else {
         return Some(last_event(start, conclusion, None, has_text));
     };
-    let finish = Finish::concluded(write_token, texts, conclusion, start.model.clone());
+    let finish = Finish::concluded(write_token, writer.texts(), conclusion, start.model.clone());
     match saving::save(relay, &Name::of(writer.log()), &finish).await {
         Ok(Saved::Stored(finished)) if !finished.is_by(&finish) => {
             warn!(stream_id = %start.stream_id, "another relay has saved this generation");
@@ -52,21 +49,7 @@ pub(crate) async fn settle(
     }
 }
 
-/// Whether anything has come of a generation of those texts.
-pub(crate) fn has_text((reasoning, content): &(String, String)) -> bool {
-    !(reasoning.is_empty() && content.is_empty())
-}
-
-/// `conclusion` with why a generation of those texts was interrupted, which says whether anything of it is kept.
-pub(crate) fn reasoned(conclusion: &Conclusion, texts: &(String, String)) -> Conclusion {
-    let failure = match conclusion.outcome {
-        Outcome::Interrupted => Some(Failure::from(&replay::interrupted(has_text(texts)))),
-        _ => conclusion.failure.clone(),
-    };
-    Conclusion { failure, ..conclusion.clone() }
-}
-
-/// What is said last of a generation; `saved` is what became of its rows, if it has any.
+/// What is said last of a generation, with text or without; `saved` is what became of its rows, if it has any.
 pub(crate) fn last_event(
     start: Start,
     conclusion: &Conclusion,
@@ -84,11 +67,13 @@ pub(crate) fn last_event(
         Outcome::Complete => DoneStatus::Complete,
         Outcome::Stopped => DoneStatus::Stopped,
         Outcome::Interrupted | Outcome::Failed | Outcome::Refused => {
-            let interrupted = || Failure::from(&replay::interrupted(has_text));
+            let interrupted = || Failure::from(&Error::interrupted(has_text));
+            let is_interrupted = conclusion.outcome == Outcome::Interrupted;
             // Who asks for the message later cannot be told whether nothing had come, or nothing of it is left.
-            let is_lost = conclusion.outcome == Outcome::Interrupted && !has_text;
+            let is_lost = is_interrupted && !has_text;
+            let failure = conclusion.failure.clone().filter(|_| !is_interrupted);
             return End::Failed(Failed {
-                failure: conclusion.failure.clone().unwrap_or_else(interrupted),
+                failure: failure.unwrap_or_else(interrupted),
                 stream_id: start.stream_id,
                 message_id: message_id.filter(|_| has_text),
                 saved: is_saved.filter(|_| !is_lost),

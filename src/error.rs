@@ -140,6 +140,19 @@ impl Error {
         )
     }
 
+    /// What is said of a generation that its relay did not live to finish, and of which there is a text or none.
+    #[must_use]
+    pub fn interrupted(has_text: bool) -> Self {
+        Self::new(
+            Code::Interrupted,
+            if has_text {
+                "The relay was shut down while it wrote this. The text so far is kept; ask again for a whole answer."
+            } else {
+                "The relay was ended while it wrote this, and nothing of it was saved. Ask again."
+            },
+        )
+    }
+
     /// Adds what only the operator may see.
     #[must_use]
     pub fn with_detail(mut self, detail: impl fmt::Display) -> Self {

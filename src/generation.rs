@@ -161,7 +161,11 @@ async fn interruption(times: &Times, mut watch: Watch, shutdown: CancellationTok
 }
 
 /// How the generation ended, and what is left unread of the provider's answer.
-fn conclude(ending: Ending, usage: Usage, is_announced: bool) -> (Conclusion, Option<Completion>) {
+fn conclude(
+    ending: Ending,
+    usage: Option<Usage>,
+    is_announced: bool,
+) -> (Conclusion, Option<Completion>) {
     let mut unread = None;
     let (outcome, finish_reason, failure) = match ending {
         Ending::Complete(completed, completion) => {
@@ -169,18 +173,18 @@ fn conclude(ending: Ending, usage: Usage, is_announced: bool) -> (Conclusion, Op
             (Outcome::Complete, Some(completed.finish_reason), None)
         }
         Ending::Stopped => (Outcome::Stopped, None, None),
-        // What is said of it depends on its text (`ending.rs`).
+        // What is said of it depends on its text.
         Ending::Interrupted | Ending::Lost => (Outcome::Interrupted, None, None),
         Ending::Failed(error) => (Outcome::Failed, None, Some(Failure::from(&error))),
     };
-    let usage = Some(usage);
     (Conclusion { outcome, finish_reason, usage, failure, is_announced }, unread)
 }
 
 /// The provider's count, or the relay's own if there is none: of what was written, and of so many bytes that nobody saw.
-async fn usage(ending: &Ending, call: &Call, writer: &Writer, hidden_len: usize) -> Usage {
+/// `None` if that failed.
+async fn usage(ending: &Ending, call: &Call, writer: &Writer, hidden_len: usize) -> Option<Usage> {
     if let Ending::Complete(Completed { usage: Some(usage), .. }, _) = ending {
-        return *usage;
+        return Some(*usage);
     }
     let ((reasoning, content), messages) = (writer.texts(), call.request.messages.clone());
     let counted = tokio::task::spawn_blocking(move || {
@@ -191,7 +195,7 @@ async fn usage(ending: &Ending, call: &Call, writer: &Writer, hidden_len: usize)
             estimated: true,
         }
     });
-    counted.await.unwrap_or(Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true })
+    counted.await.ok()
 }
 
 fn log_ending(start: &Start, call: &Call, ending: &Ending) {

@@ -13,12 +13,11 @@ use tracing::info;
 
 use crate::ending::{self, last_event};
 use crate::error::{Code, Error};
-use crate::event::{Failure, Kind};
+use crate::event::Kind;
 use crate::journal::{Estate, Orphan, Writer};
 use crate::limits::tokens::Attempt;
 use crate::outbox::{Entry, Name};
 use crate::relay::Relay;
-use crate::replay;
 use crate::saving::{self, Saved};
 use crate::spending;
 use crate::store::{Conclusion, Finish, Outcome};
@@ -77,7 +76,7 @@ async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {
 /// # Errors
 /// Of the outbox's disk.
 async fn end_unbegun(relay: &Relay, name: &Name, write_token: SecretString) -> Result<(), Error> {
-    let finish = Finish::interrupted(write_token, Failure::from(&replay::interrupted(false)));
+    let finish = Finish::interrupted(write_token);
     match relay.outage.observe(relay.store.finish(&finish)).await {
         Ok(_) => Ok(()),
         // It may still be about to be begun, or the database is away.
@@ -99,7 +98,7 @@ fn interrupted() -> Conclusion {
         outcome: Outcome::Interrupted,
         finish_reason: None,
         usage: None,
-        // It depends on what is left of the text (`ending.rs`).
+        // It depends on what is left of the text.
         failure: None,
         is_announced: false,
     }
@@ -128,7 +127,7 @@ impl Told {
         let Self { writer, conclusion } = self;
         match (writer.start(), conclusion, saved) {
             (Some(start), Some(conclusion), Some(saved)) => {
-                let has_text = ending::has_text(&writer.texts());
+                let has_text = writer.has_text();
                 writer.end(last_event(start, &conclusion, Some(saved), has_text));
             }
             _ => writer.lose(),
@@ -162,9 +161,7 @@ pub(crate) async fn heir(relay: &Relay, entry: &mut Entry) -> Result<Heir, Error
         return Ok(Heir::Told(Box::new(Told { writer, conclusion: None })));
     }
     let (write_token, model) = (entry.finish.write_token.clone(), entry.finish.model.clone());
-    let texts = writer.texts();
-    let conclusion = ending::reasoned(&conclusion, &texts);
-    entry.finish = Finish::concluded(write_token, texts, &conclusion, model);
+    entry.finish = Finish::concluded(write_token, writer.texts(), &conclusion, model);
     // At once: when it is saved it is no longer known to be another's.
     settle_for(relay, entry, Some(&conclusion)).await;
     relay.outbox.amend(entry.id, &entry.finish).await?;

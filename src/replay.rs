@@ -21,7 +21,7 @@ pub(crate) fn ended(saved: SavedStream, is_saved: bool) -> Result<Ended, Error> 
         }
         // Streaming, and in no journal: whoever wrote it is gone. So is the text, if none is here.
         Status::Interrupted | Status::Streaming => {
-            let failure = Failure::from(&interrupted(saved.has_text()));
+            let failure = Failure::from(&Error::interrupted(saved.has_text()));
             let failed = failed(&saved, failure, is_saved);
             End::Failed(Failed { saved: failed.saved.filter(|_| saved.has_text()), ..failed })
         }
@@ -36,18 +36,6 @@ pub(crate) fn ended(saved: SavedStream, is_saved: bool) -> Result<Ended, Error> 
         model: saved.model.unwrap_or_default(),
     };
     Ok(Ended { start, reasoning: saved.reasoning, content: saved.content, end })
-}
-
-/// What is said of a generation that the relay did not live to finish, and of which there is a text or none.
-pub(crate) fn interrupted(has_text: bool) -> Error {
-    Error::new(
-        Code::Interrupted,
-        if has_text {
-            "The relay was shut down while it wrote this. The text so far is kept; ask again for a whole answer."
-        } else {
-            "The relay was ended while it wrote this, and nothing of it was saved. Ask again."
-        },
-    )
 }
 
 /// What is said of a stream that neither the journal nor the database knows.

@@ -152,7 +152,8 @@ pub(crate) async fn put(
 pub(crate) struct Known {
     #[serde(flatten)]
     stream: SavedStream,
-    /// True: so the database has it. False: it is in the outbox, and will be there. Absent: it has not ended, or was
+    /// True: so the database has it. False: it is in the outbox, and will be
+    /// there unless the database refuses it for good. Absent: it has not ended, or was
     /// interrupted and nobody can say whether a text of it is on its way.
     #[serde(rename = "saved", skip_serializing_if = "Option::is_none")]
     is_saved: Option<bool>,
@@ -181,9 +182,11 @@ async fn know(relay: &Relay, caller: &Principal, mut stream: SavedStream) -> Res
     if may_wait {
         let name = Name { owner: caller.user(), stream_id: stream.stream_id.clone() };
         let waiting = relay.outbox.find(&name).await?;
-        // Of what was interrupted another relay may know more.
-        let is_certain =
-            |finish: &Finish| finish.outcome != Outcome::Interrupted || relay.journal.knows_all();
+        // Of what was interrupted another relay may know more, and what has no text may never have begun: then it is not
+        // of the stream that the database has, which was asked for again by that name.
+        let is_certain = |finish: &Finish| {
+            finish.outcome != Outcome::Interrupted || finish.has_text() && relay.journal.knows_all()
+        };
         if let Some(finish) = waiting.filter(is_certain)
             && stream.finish(finish)
         {

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::log::Log;
 use crate::error::Error;
-use crate::event::{Failure, Kind};
+use crate::event::Kind;
 use crate::outbox::Name;
 use crate::text::discreet;
 
@@ -49,9 +49,9 @@ pub trait Records: Send + Sync + 'static {
     /// Adds to copies, and removes those of generations whose end is safe elsewhere.
     async fn append(&self, pieces: Vec<Piece>, ended: Vec<RecordId>) -> Result<(), Error>;
 
-    /// For the start of a process: moves what the last one was writing to the outbox, as interrupted because of
-    /// `failure`, or of `loss` where there is no text, and returns how much that was.
-    async fn recover(&self, failure: Failure, loss: Failure) -> Result<u64, Error>;
+    /// For the start of a process: moves what the last one was writing to the outbox, as interrupted, and returns how much
+    /// that was.
+    async fn recover(&self) -> Result<u64, Error>;
 }
 
 /// What copies, and what is to be copied.

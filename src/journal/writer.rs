@@ -165,6 +165,12 @@ impl Writer {
         (state.text_of(Kind::Reasoning), state.text_of(Kind::Token))
     }
 
+    /// Whether any text was appended.
+    #[must_use]
+    pub fn has_text(&self) -> bool {
+        self.log.text_len() > 0
+    }
+
     /// Fills in a generation that turned out to be over.
     pub fn replay(self, ended: Ended) {
         self.change_last(|state| state.replay(ended));

@@ -4,8 +4,8 @@
 //! a [`Permit`], which has the tokens that are set aside for it; dropping it gives it back, so it cannot be forgotten on any
 //! way out.
 //!
-//! Whatever several relays count together, each counts for itself as well (`memory.rs`), and goes by that while it cannot
-//! ask (`shared/`).
+//! What several relays count together (`shared/`) each goes on counting by itself while it cannot ask, from what it was told
+//! last.
 
 pub mod memory;
 mod permit;

@@ -1,7 +1,7 @@
 //! The outbox: finished generations whose save failed, kept until the database has them.
 //!
 //! A generation's end is told when its text is in the database or here, and what is here survives the process. The port
-//! is [`Outbox`]; `saving.rs` puts things in and takes them out.
+//! is [`Outbox`]; `saving.rs` puts things in, and `outbox_worker.rs` takes them out.
 
 use async_trait::async_trait;
 use jiff::Timestamp;

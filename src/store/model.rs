@@ -203,7 +203,7 @@ pub struct Finish {
 discreet!(Finish { outcome });
 
 impl Finish {
-    /// The end of a generation with that text, reasoning first.
+    /// The end of a generation with that text, reasoning first. Of one that was interrupted it says whether there is any.
     #[must_use]
     pub fn concluded(
         write_token: SecretString,
@@ -213,13 +213,29 @@ impl Finish {
     ) -> Self {
         let Conclusion { outcome, finish_reason, usage, failure, is_announced: _ } =
             conclusion.clone();
-        Self { write_token, outcome, content, reasoning, finish_reason, usage, failure, model }
+        let finish =
+            Self { write_token, outcome, content, reasoning, finish_reason, usage, failure, model };
+        match outcome {
+            Outcome::Interrupted => finish.with_why_interrupted(),
+            _ => finish,
+        }
     }
 
     /// The end of a generation of which nothing is left but that it was begun.
     #[must_use]
-    pub fn interrupted(write_token: SecretString, failure: Failure) -> Self {
-        Self { failure: Some(failure), ..Self::empty(write_token, Outcome::Interrupted) }
+    pub fn interrupted(write_token: SecretString) -> Self {
+        Self::empty(write_token, Outcome::Interrupted).with_why_interrupted()
+    }
+
+    fn with_why_interrupted(self) -> Self {
+        let failure = Some(Failure::from(&Error::interrupted(self.has_text())));
+        Self { failure, ..self }
+    }
+
+    /// Whether anything has come of it.
+    #[must_use]
+    pub fn has_text(&self) -> bool {
+        !(self.content.is_empty() && self.reasoning.is_empty())
     }
 
     /// The end of a generation that was never run.

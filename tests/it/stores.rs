@@ -177,6 +177,48 @@ async fn a_beginning_of_which_nobody_hears_is_taken_back() {
     relay.finish().await;
 }
 
+/// What was never begun is left for some seconds to be sure of that, and says nothing of who asks again by the same name.
+#[tokio::test]
+async fn a_second_attempt_is_not_taken_for_the_first_that_never_began() {
+    let (provider, database, gate) =
+        (Provider::start().await, Database::migrated().await, Gate::new());
+    provider.always(Script::new().token("text").gate(&gate).finish("stop").done());
+    let mut relay = on_postgres(&provider, &database, database.port()).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    // With the story locked, a turn in it begins for as long as that lasts.
+    let mut admin = database.admin().await;
+    let lock = admin.transaction().await.unwrap();
+    let locked = format!("select from public.relay_conversations where id = {story} for update");
+    lock.batch_execute(&locked).await.unwrap();
+    let turn = json!({"conversation_id": story, "input": "Go on.", "stream_id": "mine"});
+    let asking = user.request(http::Method::POST, "/v1/stream").body(turn.to_string()).send();
+    let asking = tokio::spawn(asking);
+    let since = Instant::now();
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    while database.count(waiting).await == 0 {
+        assert!(since.elapsed() < PATIENCE, "{}", relay.log());
+        sleep(Duration::from_millis(10)).await;
+    }
+    relay.kill().await;
+    assert!(asking.await.unwrap().is_err(), "it had been answered");
+    // The database has not noticed, and would carry it out.
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    database.admin().await.batch_execute(end).await.unwrap();
+    lock.rollback().await.unwrap();
+    relay.start_again().await;
+    let mut reading = user.stream(turn).await;
+    reading.until("token").await;
+    let outbox = relay.run(&["outbox", "list"]);
+    assert!(outbox.contains("\"mine\""), "the first attempt is still there: {outbox}");
+    let known = user.get("/v1/message-by-stream-id?stream_id=mine").await.ok(200);
+    assert_eq!((&known["status"], known.get("saved")), (&json!("streaming"), None), "{known}");
+    gate.open();
+    reading.done().await;
+    assert_eq!(user.story(story).await, ["Go on.", "text"]);
+    relay.finish().await;
+}
+
 /// A database that takes the text and never answers holds up its reader for some seconds and no longer.
 #[tokio::test]
 async fn a_save_that_hangs_goes_on_in_the_outbox() {

@@ -156,7 +156,8 @@ fn forget_before(connection: &Connection, day: Day) -> Result<(), Error> {
     Ok(())
 }
 
-/// Settles what the last process had set aside: by the text that is recorded, or in full where none is.
+/// Settles what the last process had set aside: by the text that is recorded, which may be none, or in full where nothing
+/// was to be saved.
 pub(super) fn settle_all(connection: &Connection) -> Result<(), Error> {
     let mut reservations =
         connection.prepare("select owner, stream_id, attempt from reservations")?;

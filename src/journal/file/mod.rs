@@ -421,7 +421,6 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::event::Failure;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_is_put_in_while_others_are_looked_for_is_counted() {
@@ -430,10 +429,7 @@ mod tests {
         let owner = UserId(Uuid::from_bytes([1; 16]));
         for put in 1..=100_u64 {
             let name = Name { owner, stream_id: format!("stream-{put}").parse().unwrap() };
-            let finish = Finish::interrupted(
-                SecretString::from(format!("token-{put}")),
-                Failure::from(&Error::internal("gone")),
-            );
+            let finish = Finish::interrupted(SecretString::from(format!("token-{put}")));
             let looking = Arc::clone(&file);
             let (ended, mut is_over) = oneshot::channel();
             let mut looks = JoinSet::new();

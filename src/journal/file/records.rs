@@ -13,7 +13,7 @@ use rusqlite::{Connection, params};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::batch::{self, PieceRef};
-use super::{JournalFile, ledger, unreadable};
+use super::{JournalFile, json, ledger, unreadable};
 use crate::clock;
 use crate::error::Error;
 use crate::event::{Failure, Kind};
@@ -64,11 +64,11 @@ impl Records for JournalFile {
         .await
     }
 
-    async fn recover(&self, failure: Failure, loss: Failure) -> Result<u64, Error> {
+    async fn recover(&self) -> Result<u64, Error> {
         let batched = Arc::clone(&self.batched);
         self.write(move |connection| {
             settle(connection, &batched)?;
-            recover(connection, &failure, &loss)
+            recover(connection)
         })
         .await
     }
@@ -136,8 +136,8 @@ fn join(pieces: &mut Vec<Piece>, next: &PieceRef<'_>) {
 
 /// Moves what was being written into the outbox, as interrupted. What the outbox has already under the same write token
 /// is the generation's true end.
-fn recover(connection: &Connection, failure: &Failure, loss: &Failure) -> Result<u64, Error> {
-    let json = |failure| serde_json::to_string(failure).map_err(Error::internal);
+fn recover(connection: &Connection) -> Result<u64, Error> {
+    let failure = |has_text| json(&Some(Failure::from(&Error::interrupted(has_text))));
     ledger::settle_all(connection)?;
     let now = clock::now().as_millisecond();
     let text = |kind: Kind| {
@@ -150,19 +150,14 @@ fn recover(connection: &Connection, failure: &Failure, loss: &Failure) -> Result
     let recovered = connection.execute(
         &format!(
             "insert into outbox (owner, stream_id, write_token, outcome, content, reasoning, failure, model, due_at, created_at, reason)
-             select owner, stream_id, write_token, 'interrupted', {}, {}, ?1, '', ?2, ?2,
+             select owner, stream_id, write_token, 'interrupted', {}, {},
+               iif(exists (select 1 from pieces where record_id = records.id), ?1, ?2), '', ?3, ?3,
                'its relay was ended while it wrote this' from records where true
              on conflict (write_token) do nothing",
             text(Kind::Token),
             text(Kind::Reasoning)
         ),
-        params![json(failure)?, now],
-    )?;
-    connection.execute(
-        "update outbox set failure = ?1
-         where content = '' and reasoning = '' and write_token in (select write_token from records)
-           and outcome = 'interrupted'",
-        [json(loss)?],
+        params![failure(true)?, failure(false)?, now],
     )?;
     connection.execute("delete from records", [])?;
     Ok(recovered as u64)
@@ -206,8 +201,7 @@ mod tests {
     /// What a start finds: the write token, the reasoning and the content of each generation.
     async fn recovered(path: &Path) -> Vec<(String, String, String)> {
         let file = JournalFile::open(path).unwrap();
-        let failure = Failure::from(&Error::internal("gone"));
-        file.recover(failure.clone(), failure).await.unwrap();
+        file.recover().await.unwrap();
         for table in ["records", "pieces", "batches"] {
             assert_eq!(count(&file, table).await, 0, "{table}");
         }
@@ -314,8 +308,7 @@ mod tests {
         })
         .await
         .unwrap();
-        let failure = Failure::from(&Error::internal("gone"));
-        let error = file.recover(failure.clone(), failure).await.unwrap_err();
+        let error = file.recover().await.unwrap_err();
         assert!(error.to_operator().contains("cannot be read"), "{}", error.to_operator());
         assert_eq!(count(&file, "batches").await, 1);
     }

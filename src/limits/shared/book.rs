@@ -1,4 +1,4 @@
-//! Tokens a day in Redis: set aside and settled under the generation's name, so that whoever ends it settles it.
+//! Tokens a day in Redis: set aside and settled under the attempt's name, so that whoever ends it settles it.
 //!
 //! While Redis is away a relay keeps its own book, beginning from what Redis last said, and tells it afterwards what that
 //! came to.

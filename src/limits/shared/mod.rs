@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `relay:requests:<user>` | the requests of a window, gone when it is over |
 //! | `relay:streams:<user>` | sorted set: running generations as `<instance>:<stream>`, by when they run out |
-//! | `relay:tokens:<user>` | hash, gone when its day is over: tokens `taken` (spent and set aside), `for:<stream>:<attempt>` what is set aside for each, `told:<stream>:<attempt>` what its relay tells of later than others know of it, or not only once |
+//! | `relay:tokens:<user>` | hash, gone when its day is over: that `day`, tokens `taken` (spent and set aside), how many of them are `estimated`, `for:<stream>:<attempt>` what is set aside for each, `told:<stream>:<attempt>` that it is settled |
 
 mod book;
 

@@ -32,7 +32,7 @@ pub(super) fn finish(connection: &Connection, finish: &Finish) -> Result<Finishe
             undo(connection, &generation)?;
             false
         }
-        Outcome::Failed if finish.content.is_empty() && finish.reasoning.is_empty() => {
+        Outcome::Failed if !finish.has_text() => {
             fail_without_text(connection, &generation, finish)?
         }
         Outcome::Complete | Outcome::Stopped | Outcome::Interrupted | Outcome::Failed => {

@@ -12,8 +12,8 @@ if redis.call('HGET', KEYS[1], 'day') ~= day then
   redis.call('DEL', KEYS[1])
 end
 local reserved = redis.call('HGET', KEYS[1], 'for:' .. ARGV[1])
--- It may have been told before, and its answer lost; and whoever settles for another, who may tell of it as well, marks it.
-if ARGV[6] == '1' or (reserved and ARGV[2] == '') then
+-- It may have been told before, and its answer lost; or another has settled it, or will, who cannot know of this.
+if ARGV[6] == '1' or reserved then
   if redis.call('HSETNX', KEYS[1], 'told:' .. ARGV[1], '1') == 0 then
     return redis.call('HGET', KEYS[1], 'taken')
   end
