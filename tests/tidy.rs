@@ -88,7 +88,8 @@ impl Source {
     /// Whether it has a test of that name that is run: one that is ignored is none.
     fn runs(&self, test: &str) -> bool {
         let Some((before, _)) = self.text.split_once(&format!("fn {test}(")) else { return false };
-        let above = before.lines().rev().skip(1);
+        // The first is what stands before `fn` on its own line.
+        let above = before.rsplit('\n').skip(1);
         let attributes: Vec<_> =
             above.take_while(|line| line.trim_start().starts_with(['#', '/'])).collect();
         attributes.iter().any(|line| line.contains("test"))
