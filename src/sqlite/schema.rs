@@ -1,6 +1,7 @@
 //! What is in a file, and the steps from one version of it to the next.
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 use super::fault::Unusable;
 
@@ -31,8 +32,11 @@ impl Schema {
         if usize::try_from(version) == Ok(self.steps.len()) { Ok(()) } else { Err(Unusable::Other) }
     }
 
-    /// How many steps the file has behind it. Fails unless it can be brought to the present version; nothing is written.
+    /// How many steps the file has behind it. Fails unless it can be brought to the present version: then nothing is
+    /// written, nor is it when the connection closes.
     pub(super) fn steps_done(&self, connection: &Connection) -> Result<usize, Unusable> {
+        // The last connection that closes moves the log into the file and deletes it, even one that only looked.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         let application_id = pragma(connection, "application_id")?;
         let version = pragma(connection, "user_version")?;
         let tables: i64 =
@@ -52,6 +56,7 @@ impl Schema {
                 return Err(Unusable::Damaged(found.replace('\n', " ")));
             }
         }
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         Ok(done)
     }
 

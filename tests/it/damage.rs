@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 use crate::oracle::{Cut, TEXT, Told, check, tell_and_count, telling};
 use crate::provider::Provider;
@@ -51,15 +52,28 @@ impl Killed {
         assert_eq!(busy, 0);
     }
 
-    /// It does not start, says why, and leaves the file as it was.
+    /// What is in the file and in its log. An empty log is as good as none.
+    fn files(&self) -> (Option<Vec<u8>>, Vec<u8>) {
+        (fs::read(self.journal()).ok(), fs::read(self.log()).unwrap_or_default())
+    }
+
+    /// `check` says that it would not start, and leaves the file and its log as they were.
+    fn fails_its_check(&self, why: &str, advice: &str) {
+        let before = self.files();
+        let words = self.relay.run_in_vain(&["check"]);
+        assert!(words.contains(why) && words.contains(advice), "{words}");
+        assert!(self.files() == before, "it has changed them");
+    }
+
+    /// It does not start, says why, and leaves the file and its log as they were.
     async fn refuses(&mut self, why: &str, advice: &str) {
-        let before = fs::read(self.journal()).ok();
+        let before = self.files();
         assert!(!self.relay.start_under(&[]).await, "it has started");
         let words = self.relay.failed().await;
         let path = self.journal();
         assert!(words.contains(path.to_str().unwrap()), "{words}");
         assert!(words.contains(why) && words.contains(advice), "{words}");
-        assert!(fs::read(path).ok() == before, "it has changed the file");
+        assert!(self.files() == before, "it has changed them");
     }
 
     /// It starts, and the stream is what the oracle allows.
@@ -113,6 +127,7 @@ async fn a_file_of_another_program() {
     let foreign = Connection::open(killed.journal()).unwrap();
     foreign.execute_batch("create table diary (page text)").unwrap();
     drop(foreign);
+    killed.fails_its_check("another program", ELSEWHERE);
     killed.refuses("another program", ELSEWHERE).await;
     fs::write(killed.journal(), &whole).unwrap();
     assert_eq!(killed.recovers().await, "interrupted");
@@ -124,6 +139,8 @@ async fn a_journal_of_a_newer_version() {
     let journal = killed.journal();
     let set = |version: i64| {
         let connection = Connection::open(&journal).unwrap();
+        // What a killed relay leaves has its log beside it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
         let known = connection
             .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
             .unwrap();
@@ -131,6 +148,8 @@ async fn a_journal_of_a_newer_version() {
         known
     };
     let known = set(99);
+    assert!(fs::metadata(killed.log()).unwrap().len() > 0);
+    killed.fails_its_check("newer version", "Start that version");
     killed.refuses("newer version", "Start that version").await;
     set(known);
     assert_eq!(killed.recovers().await, "interrupted");

@@ -194,7 +194,7 @@ impl TestRelay {
     pub(crate) fn run_in_vain(&self, arguments: &[&str]) -> String {
         let output = self.output(arguments);
         assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
-        String::from_utf8(output.stderr).unwrap()
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
     }
 
     fn output(&self, arguments: &[&str]) -> std::process::Output {
