@@ -54,10 +54,7 @@ impl Signer {
         };
         let (x, y) = (short(&point[1..33]), short(&point[33..]));
         Self {
-            der: AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key())
-                .unwrap()
-                .as_ref()
-                .to_vec(),
+            der: certified(pair.public_key()),
             raw: point.to_vec(),
             kid: kid.to_owned(),
             algorithm: Algorithm::ES256,
@@ -71,10 +68,7 @@ impl Signer {
         let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
         let x = URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
         Self {
-            der: AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key())
-                .unwrap()
-                .as_ref()
-                .to_vec(),
+            der: certified(pair.public_key()),
             raw: pair.public_key().as_ref().to_vec(),
             kid: kid.to_owned(),
             algorithm: Algorithm::EdDSA,
@@ -89,10 +83,7 @@ impl Signer {
         let (n, e) = (URL_SAFE_NO_PAD.encode(public.n), URL_SAFE_NO_PAD.encode(public.e));
         let pkcs8 = AsDer::<Pkcs8V1Der<'_>>::as_der(&pair).unwrap();
         Self {
-            der: AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key())
-                .unwrap()
-                .as_ref()
-                .to_vec(),
+            der: certified(pair.public_key()),
             raw: pair.public_key().as_ref().to_vec(),
             kid: kid.to_owned(),
             algorithm: Algorithm::RS256,
@@ -115,8 +106,13 @@ impl Signer {
 
     /// The header of a token of this key.
     pub(crate) fn header(&self) -> Value {
-        let header = json!({"alg": self.algorithm, "typ": "JWT"});
+        let header = self.nameless_header();
         if self.kid.is_empty() { header } else { with(header, "kid", &json!(self.kid)) }
+    }
+
+    /// One that does not say which key.
+    fn nameless_header(&self) -> Value {
+        json!({"alg": self.algorithm, "typ": "JWT"})
     }
 
     /// A token of two texts that need be neither JSON nor true.
@@ -146,7 +142,7 @@ impl Signer {
 
     /// A user's token with that in its header besides the algorithm.
     pub(crate) fn token_with(&self, fields: &Value) -> String {
-        let mut header = json!({"alg": self.algorithm, "typ": "JWT"});
+        let mut header = self.nameless_header();
         header.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         self.compact(header.to_string(), relay::claims(Uuid::now_v7()).to_string())
     }
@@ -171,6 +167,11 @@ impl Signer {
 pub(crate) fn with(mut object: Value, field: &str, value: &Value) -> Value {
     object[field] = value.clone();
     object
+}
+
+/// A public key as certificates have it.
+fn certified(key: &impl AsDer<PublicKeyX509Der<'static>>) -> Vec<u8> {
+    key.as_der().unwrap().as_ref().to_vec()
 }
 
 fn pem(kind: &str, der: &[u8]) -> String {
