@@ -3,81 +3,18 @@
 use std::time::Duration;
 
 use http::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use storytellr_relay::clock;
 use storytellr_relay::limits::tokens::Day;
 use tokio::time::{Instant, sleep};
 
-use crate::client::Reading;
-use crate::cutter::Cutter;
-use crate::database::Database;
 use crate::provider::{Gate, PATIENCE, Provider, Script};
-use crate::redis::{Pair, Redis};
-use crate::relay::{Answer, Builder, TestRelay, User};
-
-/// The budget of the tests.
-const LIMIT: u64 = 1_050_000;
-
-/// What an answer may have.
-const ANSWER: u64 = 100_000;
-
-fn limited(relay: Builder) -> Builder {
-    relay.env("RELAY_TOKENS_PER_DAY", LIMIT.to_string())
-}
-
-/// Gives the user a bot that takes any context and keeps its thoughts to itself.
-async fn prepare(user: &User) {
-    // At midnight all books begin anew, and no test expects that.
-    let rest = Day::rest(clock::now());
-    if rest < 3 * PATIENCE {
-        sleep(rest).await;
-    }
-    user.bot(json!({"context_size": 10_000_000, "reasoning": "high"})).await;
-}
-
-/// Says something that may cost [`ANSWER`].
-fn asked() -> Value {
-    json!({"input": "Go.", "max_tokens": ANSWER})
-}
-
-/// What the user has left, as who asks for a little too much is told.
-async fn left(user: &User) -> u64 {
-    let body = json!({"input": "Go.", "max_tokens": LIMIT - 1});
-    let answer = user.post("/v1/stream", &body).await;
-    let message = answer.refused(429, "budget_exceeded").to_owned();
-    let (_, rest) = message.split_once("tokens, and ").unwrap();
-    rest.split_once(' ').unwrap().0.parse().unwrap()
-}
-
-/// Returns when the user has so much left.
-async fn comes_to(user: &User, expected: u64) {
-    let since = Instant::now();
-    loop {
-        let left = left(user).await;
-        if left == expected {
-            return;
-        }
-        assert!(since.elapsed() < PATIENCE, "{left} left, and not {expected}");
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// An answer that the provider says took so many tokens, prompt and all, when the gate is open.
-fn gated(gate: &Gate, tokens: u64) -> Script {
-    let usage = json!({"prompt_tokens": 9, "completion_tokens": tokens - 9});
-    let usage = json!({"choices": [], "usage": usage});
-    Script::new().token("x").gate(gate).finish("stop").chunk(&usage).done()
-}
-
-fn costing(tokens: u64) -> Script {
-    let gate = Gate::new();
-    gate.open();
-    gated(&gate, tokens)
-}
-
-fn account(user: &User) -> String {
-    format!("relay:tokens:{}", user.id)
-}
+use crate::purse::{
+    ANSWER, LIMIT, account, asked, away_from_midnight, comes_to, costing, gated, left, limited,
+    prepare,
+};
+use crate::redis::{Pair, Redis, WAITS};
+use crate::relay::{TestRelay, User};
 
 fn taken(redis: &Redis, user: &User) -> u64 {
     redis.call::<Option<u64>>(&["HGET", &account(user), "taken"]).unwrap_or(0)
@@ -99,7 +36,7 @@ async fn thoughts_that_nobody_saw_are_paid_for() {
         .start();
     let mut relay = relay.await;
     let user = relay.stranger();
-    prepare(&user).await;
+    prepare(&user, json!({"reasoning": "high"})).await;
     let mut expected = LIMIT;
     let mut paid = async |user: &User, how: &str| {
         let now = left(user).await;
@@ -159,6 +96,7 @@ const SETTLE: &str = include_str!("../../src/limits/shared/scripts/settle.lua");
 #[tokio::test]
 async fn what_redis_is_told_twice_or_too_late_counts_once() {
     let redis = Redis::start().await;
+    away_from_midnight().await;
     let day = Day::of(clock::now()).0.to_string();
     let reserve = |attempt: &str, tokens: &str| {
         run::<(bool, u64, i64, u64)>(&redis, RESERVE, &[attempt, tokens, "5", "1000", "0", "0"])
@@ -188,21 +126,11 @@ fn taken_of_somebody(redis: &Redis) -> u64 {
     redis.call(&["HGET", "relay:tokens:somebody", "taken"])
 }
 
-/// Two relays with budgets whose way to the database can be cut.
-async fn cuttable(provider: &Provider) -> (Pair, Cutter) {
-    let database = Database::shared().await;
-    let cutter = Cutter::before(database.port()).await;
-    let url = database.url_at("relay", cutter.port());
-    let pair =
-        Pair::start_with(provider, |relay| limited(relay).env("RELAY_DATABASE_URL", url.clone()));
-    (pair.await, cutter)
-}
-
 #[tokio::test]
 async fn a_relay_started_again_settles_what_it_had_finished_but_not_saved() {
     let (provider, gate) = (Provider::start().await, Gate::new());
-    let (mut pair, database) = cuttable(&provider).await;
-    prepare(&pair.user).await;
+    let (mut pair, database) = Pair::cuttable(&provider, limited).await;
+    prepare(&pair.user, json!({})).await;
     provider.once(gated(&gate, 70_000));
     let body = json!({"conversation_id": pair.story, "input": "Go.", "max_tokens": ANSWER});
     let mut here = pair.user.stream(body).await;
@@ -214,52 +142,27 @@ async fn a_relay_started_again_settles_what_it_had_finished_but_not_saved() {
     pair.first.start_again().await;
     pair.first.is_in_touch().await;
     database.open();
-    comes_to(&pair.user, LIMIT - 70_000).await;
+    comes_to(&pair.user, |left| left == LIMIT - 70_000).await;
     pair.finish().await;
 }
 
 /// A turn that its relay did not live to begin, and the same turn asked for again elsewhere, are two.
 #[tokio::test]
 async fn a_second_attempt_is_not_settled_for_the_first() {
-    let (provider, database) = (Provider::start().await, Database::migrated().await);
-    let url = database.url("relay");
-    let pair =
-        Pair::start_with(&provider, |relay| limited(relay).env("RELAY_DATABASE_URL", url.clone()));
-    let mut pair = pair.await;
-    prepare(&pair.user).await;
-    // With the story locked, a turn in it begins for as long as that lasts.
-    let mut admin = database.admin().await;
-    let lock = admin.transaction().await.unwrap();
-    let story =
-        format!("select from public.relay_conversations where id = {} for update", pair.story);
-    lock.batch_execute(&story).await.unwrap();
+    let provider = Provider::start().await;
+    let (mut pair, database) = Pair::start_alone(&provider, limited).await;
+    prepare(&pair.user, json!({})).await;
     let turn = json!({"conversation_id": pair.story, "input": "Go.", "max_tokens": ANSWER, "stream_id": "again"});
-    let ask = |user: &User| user.request(Method::POST, "/v1/stream").body(turn.to_string()).send();
-    let asking = tokio::spawn(ask(&pair.user));
-    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-    let since = Instant::now();
-    while database.count(waiting).await == 0 {
-        assert!(since.elapsed() < PATIENCE, "{}", pair.first.log());
-        sleep(Duration::from_millis(10)).await;
-    }
-    pair.first.kill().await;
-    assert!(asking.await.unwrap().is_err(), "it had been answered");
+    let lock = pair.kill_beginning(&database, &turn).await;
     // The database hears of its death before it gets so far.
-    let end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-    lock.batch_execute(end).await.unwrap();
-    lock.rollback().await.unwrap();
+    let end = format!("select pg_terminate_backend(pid) from pg_stat_activity where {WAITS}");
+    lock.batch_execute(&end).await.unwrap();
+    lock.batch_execute("rollback").await.unwrap();
 
     let gate = Gate::new();
     provider.always(gated(&gate, 1_000));
-    let since = Instant::now();
-    let mut second = loop {
-        let response = ask(&pair.away).await.unwrap();
-        if response.status() == 200 {
-            break Reading::new(response);
-        }
-        assert!(since.elapsed() < 2 * PATIENCE, "{:?}", Answer::of(response).await);
-        sleep(Duration::from_millis(100)).await;
-    };
+    let again = pair.away.request(Method::POST, "/v1/stream").body(turn.to_string());
+    let mut second = pair.away.begins(again, (503, "store_unavailable")).await;
     second.until("token").await;
     // The first one is looked after until it is sure that it will never begin.
     let since = Instant::now();
@@ -281,7 +184,7 @@ async fn a_second_attempt_is_not_settled_for_the_first() {
 async fn what_a_hanging_redis_set_aside_too_late_is_given_back() {
     let provider = Provider::start().await;
     let pair = Pair::start_with(&provider, limited).await;
-    prepare(&pair.user).await;
+    prepare(&pair.user, json!({})).await;
     provider.once(costing(1_000_000));
     pair.user.stream(asked()).await.done().await;
     // As if other relays had given something back meanwhile.
@@ -292,22 +195,23 @@ async fn what_a_hanging_redis_set_aside_too_late_is_given_back() {
     pair.user.post("/v1/stream", &asked()).await.refused(429, "budget_exceeded");
     signal(&redis, "CONT");
     pair.first.is_in_touch().await;
-    comes_to(&pair.user, LIMIT).await;
+    comes_to(&pair.user, |left| left == LIMIT).await;
     // And what began by the relay's own book meanwhile counts once.
     provider.once(costing(1_000));
     signal(&redis, "STOP");
     pair.user.stream(asked()).await.done().await;
     signal(&redis, "CONT");
     pair.first.is_in_touch().await;
-    comes_to(&pair.away, LIMIT - 1_000).await;
+    comes_to(&pair.away, |left| left == LIMIT - 1_000).await;
     assert_eq!(taken(&pair.redis, &pair.user), 1_000);
     pair.finish().await;
 }
+
 #[tokio::test]
 async fn a_flushed_redis_hears_from_each_relay_what_that_one_knew() {
     let provider = Provider::start().await;
     let pair = Pair::start_with(&provider, limited).await;
-    prepare(&pair.user).await;
+    prepare(&pair.user, json!({})).await;
     provider.once(costing(500_000));
     pair.user.stream(asked()).await.done().await;
     pair.redis.call::<()>(&["FLUSHALL"]);
@@ -330,7 +234,7 @@ async fn a_flushed_redis_hears_from_each_relay_what_that_one_knew() {
 async fn a_redis_that_comes_back_empty_hears_of_what_was_before_as_well() {
     let provider = Provider::start().await;
     let pair = Pair::start_with(&provider, limited).await;
-    prepare(&pair.user).await;
+    prepare(&pair.user, json!({})).await;
     provider.once(costing(500_000));
     pair.user.stream(asked()).await.done().await;
     pair.redis.cutter.shut();
@@ -339,58 +243,6 @@ async fn a_redis_that_comes_back_empty_hears_of_what_was_before_as_well() {
     pair.user.stream(asked()).await.done().await;
     pair.redis.crash();
     pair.redis.cutter.open();
-    comes_to(&pair.away, LIMIT - 501_000).await;
+    comes_to(&pair.away, |left| left == LIMIT - 501_000).await;
     pair.finish().await;
-}
-
-/// Asks as a proxy does that heard of `client` from somebody.
-async fn ask_for(relay: &TestRelay, client: &str) -> Answer {
-    let request = relay.client().get(relay.url("/v1/bots")).header("x-forwarded-for", client);
-    Answer::of(request.send().await.unwrap()).await
-}
-
-#[tokio::test]
-async fn each_relay_counts_addresses_by_itself_and_asks_once_whether_one_is_a_proxy() {
-    let provider = Provider::start().await;
-    let pair = Pair::start_with(&provider, |relay| {
-        relay.env("RELAY_ADDRESS_RATE_LIMIT", "2/min").env("RELAY_TRUSTED_PROXIES", "127.0.0.0/8")
-    });
-    let pair = pair.await;
-    let named = "RELAY_TRUSTED_PROXIES";
-    for relay in [&pair.first, &pair.second] {
-        for _ in 0..2 {
-            ask_for(relay, "203.0.113.7").await.refused(401, "missing_token");
-        }
-        ask_for(relay, "203.0.113.7").await.refused(429, "rate_limited");
-        assert!(!relay.log().contains(named), "it says nothing of others");
-        for _ in 0..2 {
-            ask_for(relay, "198.51.100.1, 203.0.113.7").await.refused(429, "rate_limited");
-        }
-        relay.logs(named).await;
-        assert_eq!(relay.log().matches(named).count(), 1);
-    }
-    let keys: Vec<String> = pair.redis.call(&["KEYS", "relay:requests:203*"]);
-    assert!(keys.is_empty(), "{keys:?}");
-    pair.finish().await;
-}
-
-#[tokio::test]
-async fn what_never_fits_is_not_to_be_waited_for() {
-    let provider = Provider::start().await;
-    let relay = limited(TestRelay::with(&provider)).start().await;
-    let user = relay.stranger();
-    prepare(&user).await;
-    let asked = async |tokens: u64| {
-        let answer = user.post("/v1/stream", &json!({"input": "Go.", "max_tokens": tokens})).await;
-        let message = answer.refused(429, "budget_exceeded").to_owned();
-        (message, answer.headers.get("retry-after").map(|wait| wait.to_str().unwrap().to_owned()))
-    };
-    let (message, wait) = asked(LIMIT).await;
-    assert!(message.contains("No day has so many") && wait.is_none(), "{message} {wait:?}");
-    provider.once(costing(70_000));
-    user.stream(json!({"input": "Go.", "max_tokens": ANSWER})).await.done().await;
-    let (message, wait) = asked(LIMIT - 70_000).await;
-    let wait: u64 = wait.unwrap().parse().unwrap();
-    assert!(message.contains("midnight") && (1..=86_400).contains(&wait), "{message} {wait}");
-    relay.finish().await;
 }

@@ -2,82 +2,25 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use http::Method;
 use serde_json::{Value, json};
-use storytellr_relay::clock;
-use storytellr_relay::limits::tokens::Day;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::Reading;
 use crate::provider::{Gate, PATIENCE, Provider, Script};
+use crate::purse::{
+    ANSWER, LIMIT, account, asked, comes_to, costing, gated, left, limited, prepare,
+};
 use crate::redis::Pair;
-use crate::relay::{Answer, Builder, TestRelay, User};
-
-/// The budget of the tests.
-const LIMIT: u64 = 1_050_000;
-
-/// What an answer may have. With its prompt of some tokens there is room for ten.
-const ANSWER: u64 = 100_000;
-
-fn limited(relay: Builder) -> Builder {
-    relay.env("RELAY_TOKENS_PER_DAY", LIMIT.to_string())
-}
+use crate::relay::{Answer, TestRelay, User};
 
 /// A user whose bot takes any context.
 async fn user(relay: &TestRelay) -> User {
     let user = relay.stranger();
-    prepare(&user).await;
+    prepare(&user, json!({})).await;
     user
-}
-
-async fn prepare(user: &User) {
-    // At midnight all books begin anew, and no test expects that.
-    let rest = Day::rest(clock::now());
-    if rest < 3 * PATIENCE {
-        sleep(rest).await;
-    }
-    user.bot(json!({"context_size": 10_000_000})).await;
-}
-
-/// Says something that may cost [`ANSWER`].
-fn asked() -> Value {
-    json!({"input": "Go.", "max_tokens": ANSWER})
-}
-
-/// What the user has left, as who asks for more is told.
-async fn left(user: &User) -> u64 {
-    let body = json!({"input": "Go.", "max_tokens": 2_000_000});
-    let answer = user.post("/v1/stream", &body).await;
-    let message = answer.refused(429, "budget_exceeded").to_owned();
-    let (_, rest) = message.split_once("tokens, and ").unwrap();
-    rest.split_once(' ').unwrap().0.parse().unwrap()
-}
-
-/// Returns when the user has so much left.
-async fn comes_to(user: &User, expected: impl Fn(u64) -> bool) -> u64 {
-    let since = Instant::now();
-    loop {
-        let left = left(user).await;
-        if expected(left) {
-            return left;
-        }
-        assert!(since.elapsed() < PATIENCE, "{left} left");
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// An answer that the provider says took so many tokens, prompt and all.
-fn costing(tokens: u64) -> Script {
-    let usage = json!({"prompt_tokens": 9, "completion_tokens": tokens - 9});
-    Script::new().token("x").finish("stop").chunk(&json!({"choices": [], "usage": usage})).done()
-}
-
-/// The same, when the gate is open.
-fn gated(gate: &Gate, tokens: u64) -> Script {
-    let usage = json!({"prompt_tokens": 9, "completion_tokens": tokens - 9});
-    let usage = json!({"choices": [], "usage": usage});
-    Script::new().token("x").gate(gate).finish("stop").chunk(&usage).done()
 }
 
 fn spent(done: &Value) -> u64 {
@@ -242,32 +185,81 @@ async fn the_book_survives_a_killed_relay() {
     relay.finish().await;
 }
 
-/// Nine answers at a time, of which each costs 30 if it comes to its end, and its prompt and a word if it does not.
+/// Answers at a time in the test below.
+const ANSWERS: u64 = 9;
+
+/// When the relay of the test below is killed: once so many answers have begun, and so many have come to their end.
+const MOMENTS: [Seen; 9] = [
+    Seen { begun: 0, ended: 0 },
+    Seen { begun: 1, ended: 0 },
+    Seen { begun: 5, ended: 0 },
+    Seen { begun: 9, ended: 0 },
+    Seen { begun: 9, ended: 1 },
+    Seen { begun: 9, ended: 3 },
+    Seen { begun: 9, ended: 6 },
+    Seen { begun: 9, ended: 8 },
+    Seen { begun: 9, ended: 9 },
+];
+
+/// How much the readers of some answers have seen.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    begun: u64,
+    ended: u64,
+}
+
+/// Says something in the story, and reads the answer until its relay is gone.
+async fn tell(user: &User, story: i64, seen: &watch::Sender<Seen>) {
+    let body = json!({"conversation_id": story, "input": "Go.", "max_tokens": ANSWER});
+    let request = user.request(Method::POST, "/v1/stream").body(body.to_string());
+    let Ok(response) = request.send().await else { return };
+    assert_eq!(response.status(), 200);
+    seen.send_modify(|seen| seen.begun += 1);
+    let mut reading = Reading::new(response);
+    while let Some(event) = reading.next_if_whole().await {
+        assert_ne!(event.name, "error", "{event:?}");
+        seen.send_modify(|seen| seen.ended += u64::from(event.name == "done"));
+    }
+}
+
+/// Each answer costs 30 if it comes to its end, and its prompt and a word if it does not.
 #[tokio::test]
 async fn a_relay_killed_at_any_moment_keeps_its_book() {
     let provider = Provider::start().await;
-    let usage = json!({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 21}});
-    let moment = Duration::from_millis(50);
-    provider.always(Script::new().token("x").pause(moment).finish("stop").chunk(&usage).done());
     let mut relay = limited(TestRelay::with(&provider)).start().await;
     let user = user(&relay).await;
-    let user = &user;
-    for later in [0, 5, 15, 30, 60, 90, 120, 200] {
+    let (mut ended_at_all, mut was_cut) = (0, false);
+    for moment in MOMENTS {
+        let gate = Gate::new();
+        provider.always(gated(&gate, 30));
         // New ones each time: a prompt grows with its story.
-        let stories = join_all((0..9).map(|_| user.conversation())).await;
-        let before = left(user).await;
-        let asked = stories.iter().map(|story| async move {
-            let body = json!({"conversation_id": story, "input": "Go.", "max_tokens": ANSWER});
-            let request = user.request(Method::POST, "/v1/stream").body(body.to_string());
-            request.send().await?.bytes().await
-        });
-        // How far they come is not known, and does not matter.
-        let _cut_off = timeout(Duration::from_millis(later), join_all(asked)).await;
-        relay.kill().await;
+        let stories = join_all((0..ANSWERS).map(|_| user.conversation())).await;
+        let before = left(&user).await;
+        let seen = watch::Sender::new(Seen::default());
+        let told = stories.iter().map(|story| tell(&user, *story, &seen));
+        let kill = async {
+            let mut seen = seen.subscribe();
+            let mut until = async |reached: &dyn Fn(&Seen) -> bool| {
+                let waited = timeout(PATIENCE, seen.wait_for(|seen| reached(seen))).await;
+                assert!(waited.is_ok(), "{moment:?} never comes");
+            };
+            until(&|seen| seen.begun >= moment.begun).await;
+            // One more than are waited for, so that one is about to end.
+            for _ in 0..=moment.ended {
+                gate.step();
+            }
+            until(&|seen| seen.ended >= moment.ended).await;
+            relay.kill().await;
+        };
+        join(join_all(told), kill).await;
         relay.start_again().await;
-        let spent = before - left(user).await;
-        assert!(spent <= 9 * 30, "{spent} after {later} ms");
+        let spent = before - left(&user).await;
+        let ended = seen.borrow().ended;
+        assert!((30 * ended..=30 * ANSWERS).contains(&spent), "{spent}, {ended} ended: {moment:?}");
+        ended_at_all += ended;
+        was_cut |= ended < ANSWERS;
     }
+    assert!(ended_at_all > 0 && was_cut, "{ended_at_all} ended");
     relay.finish().await;
 }
 
@@ -357,25 +349,40 @@ async fn a_new_day_is_a_new_budget() {
     pair.finish().await;
 }
 
-fn account(user: &User) -> String {
-    format!("relay:tokens:{}", user.id)
-}
-
 #[tokio::test]
 async fn anonymous_users_have_a_budget_of_their_own() {
     let provider = Provider::start().await;
     provider.always(costing(1_000));
-    let relay = TestRelay::with(&provider)
-        .env("RELAY_TOKENS_PER_DAY", "2000000")
+    let relay = limited(TestRelay::with(&provider))
         .env("RELAY_ANONYMOUS_TOKENS_PER_DAY", "200000")
         .start()
         .await;
     let anonymous = relay.anonymous();
-    prepare(&anonymous).await;
+    prepare(&anonymous, json!({})).await;
     anonymous.stream(asked()).await.done().await;
     assert_eq!(left(&anonymous).await, 199_000);
     let signed_in = user(&relay).await;
     signed_in.stream(asked()).await.done().await;
-    assert_eq!(left(&signed_in).await, 1_999_000);
+    assert_eq!(left(&signed_in).await, LIMIT - 1_000);
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn what_never_fits_is_not_to_be_waited_for() {
+    let provider = Provider::start().await;
+    let relay = limited(TestRelay::with(&provider)).start().await;
+    let user = user(&relay).await;
+    let refused = async |tokens: u64| {
+        let answer = user.post("/v1/stream", &json!({"input": "Go.", "max_tokens": tokens})).await;
+        let message = answer.refused(429, "budget_exceeded").to_owned();
+        (message, answer.headers.get("retry-after").map(|wait| wait.to_str().unwrap().to_owned()))
+    };
+    let (message, wait) = refused(LIMIT).await;
+    assert!(message.contains("No day has so many") && wait.is_none(), "{message} {wait:?}");
+    provider.once(costing(70_000));
+    user.stream(asked()).await.done().await;
+    let (message, wait) = refused(LIMIT - 70_000).await;
+    let wait: u64 = wait.unwrap().parse().unwrap();
+    assert!(message.contains("midnight") && (1..=86_400).contains(&wait), "{message} {wait}");
     relay.finish().await;
 }

@@ -22,9 +22,7 @@ pub(crate) struct Cuttable {
 
 impl Cuttable {
     pub(crate) async fn start(provider: &Provider) -> Self {
-        let database = Database::shared().await;
-        let cutter = Cutter::before(database.port()).await;
-        let url = database.url_at("relay", cutter.port());
+        let (cutter, url) = Cutter::before_postgres().await;
         let relay = TestRelay::with(provider).env("RELAY_DATABASE_URL", url).start().await;
         let user = relay.user().await;
         let story = user.conversation().await;
@@ -83,6 +81,14 @@ impl Cutter {
             }
         });
         cutter
+    }
+
+    /// One before the database that tests share, and the address that a relay has to go by.
+    pub(crate) async fn before_postgres() -> (Self, String) {
+        let database = Database::shared().await;
+        let cutter = Self::before(database.port()).await;
+        let url = database.url_at("relay", cutter.port());
+        (cutter, url)
     }
 
     pub(crate) fn port(&self) -> u16 {

@@ -7,11 +7,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::client::Reading;
-use crate::cutter::Cutter;
-use crate::database::Database;
 use crate::provider::{Gate, PATIENCE, Provider, Script};
 use crate::redis::{Pair, Redis};
-use crate::relay::{Answer, TestRelay, User};
+use crate::relay::{TestRelay, User};
 
 const WORDS: [&str; 6] = ["Once ", "upon ", "a\ntime ", "🦊 ", "there ", "was."];
 
@@ -452,21 +450,11 @@ async fn everything_in_redis_is_there_for_a_time_only() {
     pair.finish().await;
 }
 
-/// Two relays whose way to the database can be cut.
-async fn cuttable(provider: &Provider) -> (Pair, Cutter) {
-    let database = Database::shared().await;
-    let cutter = Cutter::before(database.port()).await;
-    let url = database.url_at("relay", cutter.port());
-    let pair =
-        Pair::start_with(provider, |relay| relay.env("RELAY_DATABASE_URL", url.clone())).await;
-    (pair, cutter)
-}
-
 #[tokio::test]
 async fn what_a_killed_relay_had_finished_but_not_saved_is_saved_whole_by_another() {
     let (provider, gate) = (Provider::start().await, Gate::new());
     provider.once(gated(&gate));
-    let (mut pair, database) = cuttable(&provider).await;
+    let (mut pair, database) = Pair::cuttable(&provider, |relay| relay).await;
     let here = pair.user.say(pair.story, "Go.").await;
     let stream_id = here.stream_id();
     let mut there = pair.away.follow(&stream_id, None).await;
@@ -491,7 +479,7 @@ async fn what_a_killed_relay_had_finished_but_not_saved_is_saved_whole_by_anothe
 async fn what_is_in_the_outbox_of_a_killed_relay_is_nobody_elses_to_end() {
     let (provider, gate) = (Provider::start().await, Gate::new());
     provider.once(gated(&gate));
-    let (mut pair, database) = cuttable(&provider).await;
+    let (mut pair, database) = Pair::cuttable(&provider, |relay| relay).await;
     let mut here = pair.user.say(pair.story, "Go.").await;
     let stream_id = here.stream_id();
     database.shut();
@@ -542,43 +530,18 @@ async fn what_redis_never_heard_of_is_saved_from_the_data_folder() {
 /// A turn that a killed relay was beginning is nobody's until its lease is over, and nobody is kept waiting for that.
 #[tokio::test]
 async fn who_asks_elsewhere_for_what_a_killed_relay_was_beginning_is_told_to_come_back() {
-    let (provider, database) = (Provider::start().await, Database::migrated().await);
+    let provider = Provider::start().await;
     provider.always(Script::telling(&WORDS));
-    let url = database.url("relay");
-    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_DATABASE_URL", url.clone()));
-    let mut pair = pair.await;
-    // With the story locked, a turn in it begins for as long as that lasts.
-    let mut admin = database.admin().await;
-    let lock = admin.transaction().await.unwrap();
-    let story =
-        format!("select from public.relay_conversations where id = {} for update", pair.story);
-    lock.batch_execute(&story).await.unwrap();
+    let (mut pair, database) = Pair::start_alone(&provider, |relay| relay).await;
     let turn = json!({"conversation_id": pair.story, "input": "Go.", "stream_id": "again"});
-    let ask =
-        |user: &User| user.request(http::Method::POST, "/v1/stream").body(turn.to_string()).send();
-    let asking = tokio::spawn(ask(&pair.user));
-    let since = Instant::now();
-    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-    while database.count(waiting).await == 0 {
-        assert!(since.elapsed() < PATIENCE, "{}", pair.first.log());
-        sleep(Duration::from_millis(10)).await;
-    }
-    pair.first.kill().await;
-    assert!(asking.await.unwrap().is_err(), "it had been answered");
-    let refused = Answer::of(ask(&pair.away).await.unwrap()).await;
+    let lock = pair.kill_beginning(&database, &turn).await;
+    let refused = pair.away.post("/v1/stream", &turn).await;
     refused.refused(503, "store_unavailable");
     assert!(refused.headers.contains_key("retry-after"));
-    lock.rollback().await.unwrap();
+    lock.batch_execute("rollback").await.unwrap();
 
-    let since = Instant::now();
-    let mut answer = loop {
-        let response = ask(&pair.away).await.unwrap();
-        if response.status() == 200 {
-            break Reading::new(response);
-        }
-        assert!(since.elapsed() < PATIENCE, "{:?}", Answer::of(response).await);
-        sleep(Duration::from_millis(100)).await;
-    };
+    let again = pair.away.request(http::Method::POST, "/v1/stream").body(turn.to_string());
+    let mut answer = pair.away.begins(again, (503, "store_unavailable")).await;
     answer.end().await;
     let tree = pair.away.tree(pair.story).await;
     assert_eq!(tree.to_string().matches("\"stream_id\":\"again\"").count(), 1, "{tree}");
@@ -601,7 +564,7 @@ async fn a_relay_starts_and_writes_without_its_redis_and_says_so() {
     let (relay, user, story) = with_redis(&provider, &redis).await;
     relay.says("\"status\":\"degraded\"").await;
     assert_eq!(user.told(story, "Go.").await["saved"], true);
-    assert!(relay.log().contains("redis is away"));
+    relay.logs("redis is away").await;
     redis.cutter.open();
     relay.says("\"status\":\"ready\"").await;
     assert_eq!(user.told(story, "Go on.").await["saved"], true);

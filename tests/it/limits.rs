@@ -3,9 +3,8 @@
 use futures_util::future::join_all;
 use http::Method;
 use serde_json::json;
-use tokio::time::Instant;
 
-use crate::provider::{Gate, PATIENCE, Provider, Script};
+use crate::provider::{Gate, Provider, Script};
 use crate::redis::Pair;
 use crate::relay::{Answer, TestRelay, User};
 
@@ -150,6 +149,44 @@ async fn nobody_says_where_he_comes_from_but_a_proxy_that_is_named() {
     relay.finish().await;
 }
 
+/// Ends the relay; all that it has told.
+async fn told_by(relay: &mut TestRelay) -> String {
+    relay.terminate();
+    relay.ended().await;
+    // Its last word: whatever came before is there as well.
+    relay.logs("\"message\":\"stopped\"").await;
+    relay.log()
+}
+
+#[tokio::test]
+async fn each_relay_counts_addresses_by_itself_and_asks_once_whether_one_is_a_proxy() {
+    let provider = Provider::start().await;
+    let pair = Pair::start_with(&provider, |relay| {
+        relay.env("RELAY_ADDRESS_RATE_LIMIT", "2/h").env("RELAY_TRUSTED_PROXIES", "127.0.0.0/8")
+    });
+    let mut pair = pair.await;
+    for relay in [&mut pair.first, &mut pair.second] {
+        for _ in 0..2 {
+            ask_for(relay, "203.0.113.7").await.refused(401, "missing_token");
+        }
+        // It says nothing of others.
+        ask_for(relay, "203.0.113.7").await.refused(429, "rate_limited");
+        let proxied = ask_for(relay, "198.51.100.1, 203.0.113.7").await;
+        proxied.refused(429, "rate_limited");
+        ask_for(relay, "198.51.100.1, 203.0.113.7").await.refused(429, "rate_limited");
+        let told = told_by(relay).await;
+        let asked: Vec<_> =
+            told.lines().filter(|line| line.contains("RELAY_TRUSTED_PROXIES")).collect();
+        assert_eq!(asked.len(), 1, "{asked:#?}");
+        assert!(asked[0].contains(proxied.headers["x-request-id"].to_str().unwrap()), "{asked:?}");
+    }
+    let keys: Vec<String> = pair.redis.call(&["KEYS", "relay:requests:203*"]);
+    assert!(keys.is_empty(), "{keys:?}");
+    pair.first.start_again().await;
+    pair.second.start_again().await;
+    pair.finish().await;
+}
+
 /// How many of `count` requests of a user, made at once at each relay, are served.
 async fn served(users: &[&User], count: usize) -> usize {
     let asked = users.iter().flat_map(|user| (0..count).map(|_| user.get("/v1/bots")));
@@ -163,22 +200,20 @@ async fn served(users: &[&User], count: usize) -> usize {
 #[tokio::test]
 async fn two_relays_count_a_users_requests_together() {
     let provider = Provider::start().await;
-    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_RATE_LIMIT", "20/min")).await;
+    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_RATE_LIMIT", "20/h")).await;
     let here = pair.first.stranger();
     let there = pair.second.same(&here);
     assert_eq!(served(&[&here, &there], 40).await, 20);
     let left = there.get("/v1/bots").await.headers["ratelimit"].to_str().unwrap().to_owned();
     assert!(left.starts_with("\"requests\";r=0;"), "{left}");
     assert_eq!(served(&[&pair.second.stranger()], 21).await, 20);
-    let Pair { first, second, .. } = pair;
-    first.finish_without_users().await;
-    second.finish_without_users().await;
+    pair.finish_without_users().await;
 }
 
 #[tokio::test]
 async fn with_redis_gone_each_relay_goes_on_from_what_it_knows() {
     let provider = Provider::start().await;
-    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_RATE_LIMIT", "20/min")).await;
+    let mut pair = Pair::start_with(&provider, |relay| relay.env("RELAY_RATE_LIMIT", "20/h")).await;
     let here = pair.first.stranger();
     let there = pair.second.same(&here);
     assert_eq!(served(&[&there], 8).await, 8);
@@ -188,15 +223,14 @@ async fn with_redis_gone_each_relay_goes_on_from_what_it_knows() {
     pair.second.says("\"redis\":\"down\"").await;
     assert_eq!(served(&[&here], 40).await, 11, "it had heard of nine");
     assert_eq!(served(&[&there], 40).await, 12, "it had heard of eight");
-    assert_eq!(pair.first.log().matches("redis is away").count(), 1);
     pair.redis.cutter.open();
     pair.first.is_in_touch().await;
     pair.second.is_in_touch().await;
     let new = pair.first.stranger();
     assert_eq!(served(&[&new, &pair.second.same(&new)], 40).await, 20, "and they agree again");
-    let Pair { first, second, .. } = pair;
-    first.finish_without_users().await;
-    second.finish_without_users().await;
+    assert_eq!(told_by(&mut pair.first).await.matches("redis is away").count(), 1);
+    pair.first.start_again().await;
+    pair.finish_without_users().await;
 }
 
 /// It takes what it is sent and says nothing, for longer than any test waits.
@@ -204,14 +238,12 @@ async fn with_redis_gone_each_relay_goes_on_from_what_it_knows() {
 async fn a_redis_that_hangs_keeps_nobody_waiting() {
     let provider = Provider::start().await;
     provider.always(Script::telling(&["text"]));
-    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_RATE_LIMIT", "20/min")).await;
+    let pair = Pair::start_with(&provider, |relay| relay.env("RELAY_RATE_LIMIT", "20/h")).await;
     pair.redis.call::<()>(&["CLIENT", "PAUSE", "600000", "ALL"]);
     assert_eq!(served(&[&pair.first.stranger()], 40).await, 20);
     pair.first.says("\"redis\":\"down\"").await;
     pair.user.told(pair.story, "Go.").await;
-    let Pair { first, second, .. } = pair;
-    first.finish_without_users().await;
-    second.finish_without_users().await;
+    pair.finish_without_users().await;
 }
 
 #[tokio::test]
@@ -230,17 +262,8 @@ async fn two_relays_count_running_answers_together_and_forget_those_of_a_killed_
         user.post("/v1/stream", &body).await.refused(429, "too_many_streams");
     }
     pair.first.kill().await;
-    let since = Instant::now();
-    let mut third = loop {
-        let request = pair.away.request(Method::POST, "/v1/stream").body(body.to_string());
-        let response = request.send().await.unwrap();
-        if response.status() == 200 {
-            break crate::client::Reading::new(response);
-        }
-        Answer::of(response).await.refused(429, "too_many_streams");
-        assert!(since.elapsed() < PATIENCE, "what a killed relay ran is counted for ever");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    };
+    let third = pair.away.request(Method::POST, "/v1/stream").body(body.to_string());
+    let mut third = pair.away.begins(third, (429, "too_many_streams")).await;
     pair.away.post("/v1/stream", &body).await.refused(429, "too_many_streams");
     gate.open();
     there.done().await;

@@ -18,6 +18,7 @@ mod database;
 mod oracle;
 mod postgrest;
 mod provider;
+mod purse;
 mod redis;
 mod relay;
 mod signer;

@@ -40,8 +40,7 @@ pub(crate) fn telling(cut: Cut, time: Duration) -> Script {
     let pause = time / u32::try_from(tokens.len()).unwrap();
     let script =
         tokens.into_iter().fold(Script::new(), |script, token| script.token(token).pause(pause));
-    let usage = json!({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 21}});
-    script.finish("stop").chunk(&usage).done()
+    script.finish("stop").usage(9, 21).done()
 }
 
 /// The first word, and the others when the gate is opened.

@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::backlog::Backlog;
-use crate::client::Reading;
 use crate::cutter::{Cuttable, Cutter};
 use crate::database::Database;
 use crate::oracle::{TEXT, gated};
@@ -189,17 +188,8 @@ async fn who_comes_back_before_the_database_has_the_answer_is_not_told_another()
     let path = format!("/v1/streams/{}", streams[0]);
     user.get(&path).await.refused(503, "store_unavailable");
     cutter.open();
-    let since = Instant::now();
-    let answer = loop {
-        let response = user.request(http::Method::GET, &path).send().await.unwrap();
-        if response.status() == 200 {
-            break Reading::new(response);
-        }
-        Answer::of(response).await.refused(503, "store_unavailable");
-        assert!(since.elapsed() < PATIENCE);
-        sleep(Duration::from_millis(20)).await;
-    };
-    let mut answer = answer;
+    let again = user.request(http::Method::GET, &path);
+    let mut answer = user.begins(again, (503, "store_unavailable")).await;
     answer.done().await;
     assert_eq!(answer.text(), TEXT);
     relay.finish().await;

@@ -88,6 +88,12 @@ impl Script {
         self.chunk(&json!({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}))
     }
 
+    /// What the answer cost, as providers tell it at the end.
+    pub(crate) fn usage(self, prompt: u64, answer: u64) -> Self {
+        let usage = json!({"prompt_tokens": prompt, "completion_tokens": answer});
+        self.chunk(&json!({"choices": [], "usage": usage}))
+    }
+
     pub(crate) fn chunk(self, chunk: &Value) -> Self {
         let event = format!("data: {chunk}{0}{0}", self.line_end);
         self.raw(event.as_bytes())

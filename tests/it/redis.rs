@@ -1,13 +1,18 @@
 //! A real Redis of a test's own, behind a proxy that can be shut, and two relays that share it and a Postgres.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
+use http::Method;
 use redis::Cmd;
+use serde_json::Value;
 use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
 
 use crate::cutter::Cutter;
 use crate::database::{Database, Recipe, Server, free_port};
-use crate::provider::Provider;
+use crate::provider::{PATIENCE, Provider};
 use crate::relay::{Builder, TestRelay, User};
 
 const REDIS: Recipe = Recipe {
@@ -71,6 +76,9 @@ fn serve(data: &TempDir, port: u16) -> Server {
     Server::start(&REDIS, &env, &[])
 }
 
+/// Of `pg_stat_activity` what waits for a lock in this database.
+pub(crate) const WAITS: &str = "datname = current_database() and wait_event_type = 'Lock'";
+
 /// Two relays before one database and one Redis, and a user who knows both.
 pub(crate) struct Pair {
     pub(crate) redis: Redis,
@@ -106,8 +114,55 @@ impl Pair {
         pair
     }
 
+    /// Two whose way to the database can be cut.
+    pub(crate) async fn cuttable(
+        provider: &Provider,
+        set: impl Fn(Builder) -> Builder,
+    ) -> (Self, Cutter) {
+        let (cutter, url) = Cutter::before_postgres().await;
+        let set = |relay| set(relay).env("RELAY_DATABASE_URL", url.clone());
+        (Self::start_with(provider, set).await, cutter)
+    }
+
+    /// Two before a database of their own, which nobody else waits for.
+    pub(crate) async fn start_alone(
+        provider: &Provider,
+        set: impl Fn(Builder) -> Builder,
+    ) -> (Self, Database) {
+        let database = Database::migrated().await;
+        let set = |relay| set(relay).env("RELAY_DATABASE_URL", database.url("relay"));
+        (Self::start_with(provider, set).await, database)
+    }
+
+    /// Asks the first relay for that turn in the story, and kills it before the turn has begun. The database is theirs
+    /// alone. What is returned holds a lock on the story, and the turn waits for that to be rolled back.
+    pub(crate) async fn kill_beginning(&mut self, database: &Database, turn: &Value) -> Client {
+        let lock = database.admin().await;
+        let story = self.story;
+        let sql =
+            format!("begin; select from public.relay_conversations where id = {story} for update");
+        lock.batch_execute(&sql).await.unwrap();
+        let request = self.user.request(Method::POST, "/v1/stream").body(turn.to_string());
+        let asking = tokio::spawn(request.send());
+        let waiting = format!("select count(*) from pg_stat_activity where {WAITS}");
+        let since = Instant::now();
+        while database.count(&waiting).await == 0 {
+            assert!(since.elapsed() < PATIENCE, "{}", self.first.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+        self.first.kill().await;
+        assert!(asking.await.unwrap().is_err(), "it had been answered");
+        lock
+    }
+
     pub(crate) async fn finish(self) {
         self.first.finish().await;
         self.second.finish().await;
+    }
+
+    /// The end of a test whose users cannot be asked whether they are at rest.
+    pub(crate) async fn finish_without_users(self) {
+        self.first.finish_without_users().await;
+        self.second.finish_without_users().await;
     }
 }

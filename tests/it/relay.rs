@@ -570,6 +570,24 @@ impl User {
         Reading::new(response)
     }
 
+    /// Asks again and again until a stream begins, and must be refused like that until then.
+    pub(crate) async fn begins(
+        &self,
+        request: reqwest::RequestBuilder,
+        (status, code): (u16, &str),
+    ) -> Reading {
+        let since = Instant::now();
+        loop {
+            let response = request.try_clone().unwrap().send().await.unwrap();
+            if response.status() == 200 {
+                return Reading::new(response);
+            }
+            Answer::of(response).await.refused(status, code);
+            assert!(since.elapsed() < PATIENCE, "it never begins, because of `{code}`");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     pub(crate) async fn tree(&self, conversation: i64) -> Value {
         self.get(&format!("/v1/conversations/{conversation}")).await.ok(200)
     }
