@@ -15,6 +15,7 @@ use crate::auth::{Issuers, SharedSecret, sign};
 use crate::config::{Config, Data};
 use crate::error::{Code, Error};
 use crate::seal::{self, MasterKeys};
+use crate::text;
 
 /// The user that `token` speaks for unless told otherwise: always the same, so that stories are found again.
 pub const USER: Uuid = Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0001);
@@ -113,7 +114,7 @@ fn kept<T>(path: &Path, new: &str, read: impl Fn(&str) -> Option<T>) -> Result<T
 fn new_secret() -> Result<String, Error> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(Error::internal)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(text::hex(&bytes))
 }
 
 /// An access token like those of Supabase Auth.

@@ -13,7 +13,7 @@ use crate::store::{Conclusion, Finish, Outcome};
 
 /// Saves what was written, and returns the last event. `None` if another relay has ended the generation: what there is of
 /// it is for that one to say.
-pub(crate) async fn settle(
+pub(crate) async fn save(
     relay: &Relay,
     writer: &Writer,
     write_token: Option<SecretString>,
@@ -81,7 +81,6 @@ pub(crate) fn last_event(
         }
     };
     let is_announced = conclusion.is_announced;
-    let nothing = Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true };
     End::Done(Done {
         stream_id: start.stream_id,
         message_id: message_id.filter(|_| !is_announced),
@@ -89,7 +88,7 @@ pub(crate) fn last_event(
         alternative_id: variant_id.filter(|_| is_announced),
         status,
         finish_reason: conclusion.finish_reason.clone(),
-        usage: conclusion.usage.unwrap_or(nothing),
+        usage: conclusion.usage.unwrap_or(Usage::UNKNOWN),
         saved: is_saved,
     })
 }

@@ -131,6 +131,12 @@ impl Error {
             .with_detail(detail)
     }
 
+    /// A database that is not there, or not in time. The operator's log learns what happened.
+    pub fn store_unavailable(detail: impl fmt::Display) -> Self {
+        Self::new(Code::StoreUnavailable, "The database does not answer. Try again in a moment.")
+            .with_detail(detail)
+    }
+
     /// The answer to a stream id that belongs to another turn, wherever that is found out.
     #[must_use]
     pub fn stream_id_reused() -> Self {

@@ -172,7 +172,7 @@ impl End {
             alternative_id: None,
             status: DoneStatus::Complete,
             finish_reason: None,
-            usage: Usage { prompt_tokens: 0, completion_tokens: 0, estimated: true },
+            usage: Usage::UNKNOWN,
             saved: None,
         })
     }
@@ -187,6 +187,11 @@ pub struct Usage {
     pub completion_tokens: u64,
     /// Whether the relay counted them, because the provider did not.
     pub estimated: bool,
+}
+
+impl Usage {
+    /// Where nobody has counted, or what was counted is lost.
+    pub const UNKNOWN: Self = Self { prompt_tokens: 0, completion_tokens: 0, estimated: true };
 }
 
 /// How a generation ended well.

@@ -69,7 +69,7 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
     let usage = usage(&ending, &call, &writer, batch.hidden_len()).await;
     let (conclusion, unread) = conclude(ending, usage, is_announced);
     let end =
-        if is_lost { None } else { ending::settle(relay, &writer, write_token, &conclusion).await };
+        if is_lost { None } else { ending::save(relay, &writer, write_token, &conclusion).await };
     // Whoever sees the end may ask for the next answer at once.
     spending::settle(relay, permit, &conclusion).await;
     match end {

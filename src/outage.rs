@@ -100,8 +100,7 @@ impl Outage {
 /// Says that the database has not answered for as long as somebody was ready to wait.
 #[must_use]
 pub(crate) fn no_answer() -> Error {
-    Error::new(Code::StoreUnavailable, "The database does not answer. Try again in a moment.")
-        .with_detail("no answer in time")
+    Error::store_unavailable("no answer in time")
 }
 
 #[cfg(test)]

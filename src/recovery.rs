@@ -62,7 +62,7 @@ async fn end_orphan(relay: &Relay, Orphan { writer, conclusion }: Orphan) {
         return writer.refuse(never_begun());
     }
     let conclusion = conclusion.unwrap_or_else(interrupted);
-    let end = ending::settle(relay, &writer, write_token, &conclusion).await;
+    let end = ending::save(relay, &writer, write_token, &conclusion).await;
     let (reasoning, content) = writer.texts();
     spending::settle_for(relay, &attempt, Some(&conclusion), [&reasoning, &content]).await;
     match end {

@@ -54,11 +54,7 @@ fn done(saved: &SavedStream, status: DoneStatus, is_saved: bool) -> Done {
         alternative_id: saved.is_announced.then_some(saved.variant_id),
         status,
         finish_reason: saved.finish_reason.clone(),
-        usage: saved.usage.unwrap_or(Usage {
-            prompt_tokens: 0,
-            completion_tokens: 0,
-            estimated: true,
-        }),
+        usage: saved.usage.unwrap_or(Usage::UNKNOWN),
         saved: Some(is_saved),
     }
 }

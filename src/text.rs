@@ -18,6 +18,12 @@ pub fn prefix(text: &str, len_max: usize) -> &str {
     &text[..text.floor_char_boundary(len_max)]
 }
 
+/// `bytes` in hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Gives a type that holds people's words a `Debug` that has the named fields and nothing else: whatever is printed by
 /// mistake, in a panic too, says of a text that there is one.
 macro_rules! discreet {

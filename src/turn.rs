@@ -31,7 +31,7 @@ use crate::saving;
 use crate::spending;
 use crate::store::{Begin, Begun, New, Place, new_write_token};
 use crate::story::{Beat, Role};
-use crate::text::discreet;
+use crate::text::{self, discreet};
 
 /// What a caller is told to wait while the relay is restarted: about as long as a restart takes.
 const RETRY_AFTER_SHUTDOWN: Duration = Duration::from_secs(5);
@@ -262,7 +262,7 @@ impl Ask {
     /// The same for the same ask, on every instance and in every version that knows the same fields.
     fn fingerprint(&self) -> Result<String, Error> {
         let json = serde_json::to_vec(self).map_err(Error::internal)?;
-        Ok(Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(text::hex(&Sha256::digest(json)))
     }
 }
 

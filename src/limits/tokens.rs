@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 use crate::outbox::Name;
+use crate::text;
 
 const DAY_SECONDS: i64 = 24 * 60 * 60;
 
@@ -34,8 +35,7 @@ impl Attempt {
     #[must_use]
     pub fn saved_with(name: Name, write_token: &SecretString) -> Self {
         let hash = Sha256::digest(write_token.expose_secret());
-        let id = hash.iter().take(ATTEMPT_ID_LEN).map(|byte| format!("{byte:02x}")).collect();
-        Self { name, id }
+        Self { name, id: text::hex(&hash[..ATTEMPT_ID_LEN]) }
     }
 
     /// The one of which nothing is saved, and that was asked for at that moment.

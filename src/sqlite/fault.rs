@@ -71,11 +71,6 @@ fn advice(error: &rusqlite::Error) -> Option<&'static str> {
     }
 }
 
-pub(super) fn unavailable(detail: &str) -> Error {
-    Error::new(Code::StoreUnavailable, "The database does not answer. Try again in a moment.")
-        .with_detail(detail)
-}
-
 /// Names the file to the operator, if it is the file that `error` is about.
 pub(super) fn named(error: Error, path: &Path) -> Error {
     let told = match (error.code(), error.detail()) {
@@ -91,7 +86,7 @@ pub(super) fn named(error: Error, path: &Path) -> Error {
 /// Says that what was asked was not done, and may be if it is asked again.
 pub(super) fn not_done(error: &rusqlite::Error) -> Error {
     let advice = advice(error).map(|advice| format!(". {advice}"));
-    unavailable(&format!("{error}{}", advice.unwrap_or_default()))
+    Error::store_unavailable(format!("{error}{}", advice.unwrap_or_default()))
 }
 
 /// Whether SQLite has looked at what was asked and refuses it, as it would again: a constraint or a trigger, a value that

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::error::Error;
-use fault::{Unusable, unavailable};
+use fault::Unusable;
 pub(crate) use schema::Schema;
 
 /// Pieces of work that may wait for a thread. Each is a few hundred microseconds, so a full queue is a second or so of
@@ -200,13 +200,14 @@ impl Worker {
                 drop(answer.send(result));
             })
         });
-        let jobs = self.jobs.as_ref().ok_or_else(|| unavailable("the store is closed"))?;
+        let jobs =
+            self.jobs.as_ref().ok_or_else(|| Error::store_unavailable("the store is closed"))?;
         match timeout(QUEUE_TIMEOUT, jobs.send(job)).await {
-            Ok(Ok(())) => {
-                answered.await.unwrap_or_else(|_| Err(unavailable("the store's thread is gone")))
-            }
-            Ok(Err(_)) => Err(unavailable("the store's thread is gone")),
-            Err(_) => Err(unavailable("the store's queue is full")),
+            Ok(Ok(())) => answered
+                .await
+                .unwrap_or_else(|_| Err(Error::store_unavailable("the store's thread is gone"))),
+            Ok(Err(_)) => Err(Error::store_unavailable("the store's thread is gone")),
+            Err(_) => Err(Error::store_unavailable("the store's queue is full")),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::event::{BotRef, Failure, Usage};
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
 use crate::provider_key::SealedKey;
 use crate::story::{Beat, Role, Status};
-use crate::text::discreet;
+use crate::text::{self, discreet};
 
 /// How many characters of path a store returns for each token of the bot's `context_size`: real text has about four a
 /// token and hardly ever more than eight, so what is left out could not have been in the prompt, while a turn's cost
@@ -75,17 +75,12 @@ pub struct Begin {
 pub fn new_write_token() -> Result<SecretString, Error> {
     let mut token = [0; 32];
     getrandom::fill(&mut token).map_err(Error::internal)?;
-    Ok(SecretString::from(hex(&token)))
+    Ok(SecretString::from(text::hex(&token)))
 }
 
 /// What a store keeps of a write token.
 pub(super) fn hash(write_token: &SecretString) -> [u8; 32] {
     Sha256::digest(write_token.expose_secret()).into()
-}
-
-/// In hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What has begun.

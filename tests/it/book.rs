@@ -97,7 +97,8 @@ const SETTLE: &str = include_str!("../../src/limits/shared/scripts/settle.lua");
 async fn what_redis_is_told_twice_or_too_late_counts_once() {
     let redis = Redis::start().await;
     away_from_midnight().await;
-    let day = Day::of(clock::now()).0.to_string();
+    let Day(day) = Day::of(clock::now());
+    let (yesterday, day) = ((day - 1).to_string(), day.to_string());
     let reserve = |attempt: &str, tokens: &str| {
         run::<(bool, u64, i64, u64)>(&redis, RESERVE, &[attempt, tokens, "5", "1000", "0", "0"])
     };
@@ -120,6 +121,15 @@ async fn what_redis_is_told_twice_or_too_late_counts_once() {
     // Ended by another relay, which its own one does not hear of.
     run::<u64>(&redis, SETTLE, &["c", "", "counted", "15", "0", "0"]);
     assert_eq!(told("c", "15", "1"), 415);
+    // Ended by another relay that tells of it later, when Redis is back, and its own one had not heard that it is set aside.
+    assert!(reserve("d", "10").0);
+    assert_eq!(told("d", "15", "0"), 430);
+    assert_eq!(told("d", "15", "1"), 430);
+    // Set aside before midnight and settled after it, which today's book has nothing to do with.
+    assert!(reserve("e", "10").0);
+    let settled: Option<u64> = run(&redis, SETTLE, &["e", &yesterday, "counted", "20", "0", "0"]);
+    assert_eq!(settled, None);
+    assert_eq!(taken_of_somebody(&redis), 440);
 }
 
 fn taken_of_somebody(redis: &Redis) -> u64 {

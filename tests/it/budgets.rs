@@ -86,7 +86,10 @@ async fn a_hundred_requests_at_two_relays_never_overspend() {
 #[tokio::test]
 async fn the_book_is_right_however_an_answer_ends() {
     let provider = Provider::start().await;
-    let relay = limited(TestRelay::with(&provider)).env("RELAY_DRAIN", "0s").start();
+    let relay = limited(TestRelay::with(&provider))
+        .env("RELAY_DRAIN", "0s")
+        .env("RELAY_DETACHED_GRACE", "1s")
+        .start();
     let mut relay = relay.await;
     let user = user(&relay).await;
     let mut expected = LIMIT;
@@ -110,6 +113,15 @@ async fn the_book_is_right_however_an_answer_ends() {
     expected -= spent(&reading.done().await);
     assert_eq!(left(&user).await, expected, "stopped");
 
+    provider.once(Script::new().token("Once ").stall());
+    let mut reading = user.stream(asked()).await;
+    reading.until("token").await;
+    let stream_id = reading.stream_id();
+    drop(reading);
+    let deserted = comes_to(&user, |left| left > expected - ANSWER).await;
+    expected -= spent(&user.follow(&stream_id, None).await.done().await);
+    assert_eq!(deserted, expected, "stopped, since nobody was left who reads it");
+
     provider.once(Script::answer(401, "content-type: application/json\r\n").end());
     user.stream(asked()).await.error().await;
     assert_eq!(left(&user).await, expected, "who refuses a key charges nothing");
@@ -121,7 +133,8 @@ async fn the_book_is_right_however_an_answer_ends() {
     expected -= failed;
 
     provider.once(Script::new().token("Once upon a time.").stall());
-    user.stream(asked()).await.until("token").await;
+    let mut reading = user.stream(asked()).await;
+    reading.until("token").await;
     relay.restart().await;
     let interrupted = expected - left(&user).await;
     assert_eq!(interrupted, failed, "as the relay counts it, also at its own end");

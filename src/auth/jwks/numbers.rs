@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
 
 use super::Unusable;
+use crate::text;
 
 /// A coordinate of P-256 in bytes. Some signers leave out leading zeros, and the curve's code wants them.
 const P256_COORDINATE_LEN: usize = 32;
@@ -63,8 +64,7 @@ pub(super) fn ed25519(point: &[u8]) -> Result<DecodingKey, Unusable> {
         // The sign of x.
         *last &= 0x7F;
     }
-    let y: String = y.iter().map(|byte| format!("{byte:02x}")).collect();
-    if SMALL_ORDER.contains(&y.as_str()) {
+    if SMALL_ORDER.contains(&text::hex(&y).as_str()) {
         return Err(Unusable::Weak);
     }
     Ok(DecodingKey::from_ed_der(point))

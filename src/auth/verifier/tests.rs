@@ -1,6 +1,7 @@
 //! Tokens as Supabase signs them, and each way of getting one wrong.
 
 use futures_util::FutureExt;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::*;
@@ -84,6 +85,16 @@ fn a_token_as_supabase_signs_it_is_accepted() {
 }
 
 #[test]
+fn a_token_of_the_relays_own_is_as_good() {
+    let mut claims = claims();
+    claims["is_anonymous"] = json!(true);
+    let signed = super::super::sign(&SharedSecret::new(SECRET).unwrap(), &claims).unwrap();
+    let principal = verify(&signed).unwrap();
+    assert!(principal.is_anonymous());
+    assert_eq!(principal.token().expose_secret(), signed);
+}
+
+#[test]
 fn a_kid_of_any_kind_is_ignored() {
     for kid in ["x", "../../dev/null", "' OR 1=1--", "|sleep 5"] {
         assert!(verify(&token(&json!({"alg": "HS256", "kid": kid}), &claims(), SECRET)).is_ok());
@@ -117,6 +128,8 @@ fn claims_must_be_there_and_of_their_type() {
 #[test]
 fn only_signed_in_users_of_this_project_pass() {
     check("aud", json!(["other", "authenticated"]), None);
+    check("aud", json!(["authenticated"]), None);
+    check("aud", json!(["other", "anon"]), Some("`aud`"));
     check("aud", json!([]), Some("`aud`"));
     check("aud", json!(""), Some("`aud`"));
     check("aud", json!("anon"), Some("`aud`"));
@@ -306,10 +319,41 @@ fn a_token_is_utf_8() {
     check_refused(&token_of(wide(header.clone()), claims().to_string(), SECRET), "no access token");
     check_refused(&token_of(&header, wide(claims().to_string()), SECRET), "lacks a claim");
     check_refused(&token_of(&header, b"{\"sub\": \"\xff\"}", SECRET), "lacks a claim");
+    // In a claim that nobody reads.
+    let mut unread = claims().to_string().replace("\"email\":\"\"", "\"email\":\"?\"").into_bytes();
+    assert!(verify(&token_of(&header, &unread, SECRET)).is_ok());
+    let at = unread.iter().position(|byte| *byte == b'?').unwrap();
+    unread[at] = 0xff;
+    check_refused(&token_of(&header, &unread, SECRET), "lacks a claim");
     for text in ["\u{feff}{}", "", "null", "[]", "7", "{", "{} {}"] {
         check_refused(&token_of(&header, text, SECRET), "lacks a claim");
         check_refused(&token_of(text, claims().to_string(), SECRET), "no access token");
     }
+}
+
+#[test]
+fn a_token_for_another_use_is_no_login() {
+    let of = |kind: &str| token(&json!({"alg": "HS256", "typ": kind}), &claims(), SECRET);
+    for kind in ["JWT", "jwt", "at+jwt", "application/at+JWT"] {
+        assert!(verify(&of(kind)).is_ok(), "{kind}");
+    }
+    for kind in ["logout+jwt", "dpop+jwt", "", "application/", "jwt ", "JOSE"] {
+        check_refused(&of(kind), "another kind");
+    }
+}
+
+#[test]
+fn a_token_has_its_longest_length() {
+    let of = |len: usize| {
+        let mut claims = claims();
+        claims["email"] = json!("x".repeat(len));
+        token(&json!({"alg": "HS256"}), &claims, SECRET)
+    };
+    let lens = (0..TOKEN_LEN_MAX / 4 * 3).rev();
+    let longest = lens.map(of).find(|token| token.len() <= TOKEN_LEN_MAX).unwrap();
+    assert_eq!(longest.len(), TOKEN_LEN_MAX);
+    assert!(verify(&longest).is_ok());
+    check_refused(&format!("{longest}AA"), "longer than any");
 }
 
 /// A cache by the beginning of a token, which is the same for everybody, has made one user of another elsewhere.

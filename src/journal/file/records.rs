@@ -57,7 +57,7 @@ impl Records for JournalFile {
                 end(connection, &ended, &batched)?;
             }
             if batched.load(Ordering::Relaxed) > BATCHED_LEN_MAX {
-                settle(connection, &batched)?;
+                unbatch(connection, &batched)?;
             }
             Ok(())
         })
@@ -67,7 +67,7 @@ impl Records for JournalFile {
     async fn recover(&self) -> Result<u64, Error> {
         let batched = Arc::clone(&self.batched);
         self.write(move |connection| {
-            settle(connection, &batched)?;
+            unbatch(connection, &batched)?;
             recover(connection)
         })
         .await
@@ -90,7 +90,7 @@ fn end(connection: &Connection, ended: &[RecordId], batched: &AtomicU64) -> Resu
 }
 
 /// Makes pieces of what is in batches and still needed: for each generation one for each stretch of one kind.
-fn settle(connection: &Connection, batched: &AtomicU64) -> Result<(), Error> {
+fn unbatch(connection: &Connection, batched: &AtomicU64) -> Result<(), Error> {
     let live: HashSet<RecordId> = connection
         .prepare_cached("select id from records")?
         .query_map([], |row| row.get(0).map(RecordId))?

@@ -46,9 +46,7 @@ impl From<Fault> for Error {
 }
 
 fn unavailable(detail: &str) -> Error {
-    Error::new(Code::StoreUnavailable, "The database does not answer. Try again in a moment.")
-        .with_detail(detail)
-        .with_retry_after(RETRY_AFTER)
+    Error::store_unavailable(detail).with_retry_after(RETRY_AFTER)
 }
 
 impl Fault {

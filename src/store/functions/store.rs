@@ -19,11 +19,12 @@ use crate::id::{
     random_byte,
 };
 use crate::provider_key::{NewKey, ProviderKey};
-use crate::store::model::{PATH_CHARS_PER_TOKEN, hash, hex};
+use crate::store::model::{PATH_CHARS_PER_TOKEN, hash};
 use crate::store::{
     Announced, Begin, Begun, ConversationPatch, Cursor, Finish, Finished, Page, SavedStream, Store,
 };
 use crate::story::{Conversation, Message, Tree};
+use crate::text;
 
 /// How often a call is made at most.
 const TRIES: u32 = 3;
@@ -138,7 +139,7 @@ impl<F: Functions> Store for FunctionStore<F> {
             "path_chars_per_token": PATH_CHARS_PER_TOKEN,
             "expires_at": begin.expires_at,
             "fallback_bot": self.demo_bot,
-            "write_token_hash": hex(&hash(&begin.write_token)),
+            "write_token_hash": text::hex(&hash(&begin.write_token)),
         });
         self.repeatable::<WireBegun>(caller, "relay_begin", &arguments).await.map(Begun::from)
     }
