@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::id::BotId;
+use crate::number;
 use crate::text::discreet;
 
 /// How much a model may think before it answers.
@@ -50,7 +51,7 @@ pub struct BotSettings {
     #[serde(default)]
     pub temperature: Option<f64>,
     /// Tokens that an answer may have; absent: the provider's default.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number::count")]
     pub max_tokens: Option<u32>,
     /// Tokens that prompt and answer together may have.
     #[serde(default = "default_context_size", deserialize_with = "context_size")]
@@ -81,7 +82,7 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
 }
 
 fn context_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_else(default_context_size))
+    Ok(number::count(deserializer)?.unwrap_or_else(default_context_size))
 }
 
 impl BotSettings {

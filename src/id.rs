@@ -10,6 +10,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
+use crate::number;
+
 /// The largest row id that survives a round trip through JavaScript (`Number.MAX_SAFE_INTEGER`).
 const ROW_ID_MAX: i64 = (1 << 53) - 1;
 
@@ -115,6 +117,13 @@ fn deserialize_row_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64,
             match i64::try_from(id) {
                 Ok(id) => self.visit_i64(id),
                 Err(_) => Err(E::invalid_value(serde::de::Unexpected::Unsigned(id), &self)),
+            }
+        }
+
+        fn visit_f64<E: serde::de::Error>(self, id: f64) -> Result<i64, E> {
+            match number::whole(id) {
+                Some(id) => self.visit_i64(id),
+                None => Err(E::invalid_value(serde::de::Unexpected::Float(id), &self)),
             }
         }
     }
@@ -224,6 +233,10 @@ impl<'de> Deserialize<'de> for MessageRef {
                 self.visit_i64(i64::try_from(id).unwrap_or(i64::MAX))
             }
 
+            fn visit_f64<E: serde::de::Error>(self, id: f64) -> Result<MessageRef, E> {
+                self.visit_i64(number::whole(id).unwrap_or(i64::MAX))
+            }
+
             fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<MessageRef, E> {
                 match name.strip_prefix(TEMP_STREAM) {
                     Some(stream_id) => stream_id.parse().map(MessageRef::Stream).map_err(E::custom),
@@ -250,7 +263,8 @@ mod tests {
             "-1",
             "9007199254740992",
             "99999999999999999999",
-            "1.0",
+            "1.5",
+            "0.0",
             "+1",
             "",
             "\"1\"",
@@ -263,6 +277,7 @@ mod tests {
             serde_json::from_str::<MessageId>("9007199254740991").unwrap().get(),
             ROW_ID_MAX
         );
+        assert_eq!(serde_json::from_str::<MessageId>("34.0").unwrap(), MessageId(34));
     }
 
     #[test]
@@ -279,6 +294,7 @@ mod tests {
     fn messages_are_named_by_id_or_by_the_stream_that_wrote_them() {
         let parse = |json: &str| serde_json::from_str::<MessageRef>(json);
         assert_eq!(parse("34").unwrap(), MessageRef::Id(MessageId(34)));
+        assert_eq!(parse("34.0").unwrap(), MessageRef::Id(MessageId(34)));
         assert_eq!(parse("\"34\"").unwrap(), MessageRef::Id(MessageId(34)));
         assert_eq!(
             parse("\"temp-stream-s-1\"").unwrap(),

@@ -4,7 +4,7 @@
 //! once, whatever fails. `ARCHITECTURE.md` has the map and the life of one request; the modules below are in reading
 //! order, and each may use those above it and none below, but for [`app`], which knows all.
 //!
-//! - Vocabulary, pure: [`id`], [`error`], [`event`], [`bot`], [`story`], [`text`], [`clock`], [`prompt`],
+//! - Vocabulary, pure: [`id`], [`error`], [`event`], [`bot`], [`story`], [`text`], `number`, [`clock`], [`prompt`],
 //!   [`provider_key`], [`seal`]; and `beside`, a future that is polled seldom.
 //! - What ports are kept in: `sqlite`, `redis_client`.
 //! - Ports, each a folder with its contract in `mod.rs` and one adapter a file: [`auth`], [`limits`], [`provider`],
@@ -28,6 +28,7 @@ pub mod story;
 pub mod text;
 
 mod beside;
+mod number;
 mod redis_client;
 mod sqlite;
 

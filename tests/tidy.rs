@@ -17,6 +17,7 @@ const LAYERS: &[&[&str]] = &[
         "error",
         "event",
         "id",
+        "number",
         "prompt",
         "provider_key",
         "seal",

@@ -15,6 +15,7 @@ use super::{sse, stream};
 use crate::auth::Principal;
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, StreamId, VariantId};
+use crate::number;
 use crate::relay::Relay;
 use crate::store::{Announced, Place};
 use crate::text;
@@ -30,6 +31,7 @@ pub(super) struct RerollBody {
     bot_id: Option<BotId>,
     system: Option<String>,
     guidance: Option<String>,
+    #[serde(default, deserialize_with = "number::count")]
     max_tokens: Option<u32>,
     temperature: Option<f64>,
     stream_id: Option<StreamId>,
@@ -50,12 +52,12 @@ pub(super) async fn reroll(
     let Some(message) = body.message_id.or(body.parent_message_id) else {
         return Err(invalid("`message_id` is missing: the assistant's message to write anew."));
     };
+    stream::check_settings(body.max_tokens, body.temperature)?;
     if is_in_two_steps {
         let announced =
             relay.store.announce_reroll(&caller, &message, body.conversation_id).await?;
         return Ok(axum::Json(Announcement::from(announced)).into_response());
     }
-    stream::check_settings(body.max_tokens, body.temperature)?;
     let ask = Ask {
         place: Place::Reroll { message },
         messages: None,

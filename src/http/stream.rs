@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::event::Cursor;
 use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
 use crate::journal::{Log, Opening, Roll, Running};
+use crate::number;
 use crate::relay::Relay;
 use crate::replay;
 use crate::saving::{self, Known};
@@ -38,6 +39,7 @@ pub(super) struct StartBody {
     messages: Option<Vec<WireMessage>>,
     system: Option<String>,
     bot_id: Option<BotId>,
+    #[serde(default, deserialize_with = "number::count")]
     max_tokens: Option<u32>,
     temperature: Option<f64>,
     stream_id: Option<StreamId>,
@@ -184,10 +186,13 @@ async fn rebuild(
 /// header says is newer than what the address says.
 pub(super) fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Error> {
     let header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
-    let Some(cursor) = [header, after].into_iter().flatten().find(|cursor| !cursor.is_empty())
-    else {
-        return Ok(None);
-    };
+    // Neither is passed over: what is wrong in an address is wrong from the first call on.
+    let (header, after) = (read_cursor(header)?, read_cursor(after)?);
+    Ok(header.or(after))
+}
+
+fn read_cursor(said: Option<&str>) -> Result<Option<Cursor>, Error> {
+    let Some(cursor) = said.filter(|cursor| !cursor.is_empty()) else { return Ok(None) };
     let is_number = cursor.bytes().all(|byte| byte.is_ascii_digit());
     // Beyond every generation is beyond every generation, by however many digits.
     let id = is_number.then(|| cursor.parse().unwrap_or(u64::MAX));

@@ -96,6 +96,26 @@ async fn unknown_fields_are_ignored_and_null_is_absent() {
 }
 
 #[tokio::test]
+async fn whole_numbers_may_be_written_with_a_point() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&["fine"]));
+    let relay = TestRelay::with(&provider).start().await;
+    let user = relay.user().await;
+    let bot = user.bot(json!({"context_size": 5000.0, "max_tokens": 1e2})).await;
+    let made = user.get(&format!("/v1/bots/{bot}")).await.ok(200);
+    assert_eq!((&made["context_size"], &made["max_tokens"]), (&json!(5000), &json!(100)));
+    let story = user.conversation().await;
+    let body = json!({
+        "conversation_id": story as f64, "bot_id": bot as f64, "input": "Go.", "max_tokens": 50.0
+    });
+    let done = user.stream(body).await.done().await;
+    assert_eq!(provider.last_request().body["max_tokens"], 50);
+    let message = done["message_id"].as_f64().unwrap();
+    user.reroll(json!({"message_id": message, "max_tokens": 50.0})).await.done().await;
+    relay.finish().await;
+}
+
+#[tokio::test]
 async fn requests_that_ask_for_nothing_say_what_is_missing() {
     let provider = Provider::start().await;
     let relay = TestRelay::with(&provider).start().await;

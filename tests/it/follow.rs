@@ -222,6 +222,10 @@ async fn last_event_id_is_read_strictly_and_outranks_the_address() {
         let answer = crate::relay::Answer::of(get(wrong).send().await.unwrap()).await;
         answer.refused(400, "invalid_request");
     }
+    let path = format!("/v1/streams/{}?after=one", reading.stream_id());
+    let request = user.request(Method::GET, &path).header("last-event-id", "2");
+    let answer = crate::relay::Answer::of(request.send().await.unwrap()).await;
+    answer.refused(400, "invalid_request");
     relay.finish().await;
 }
 

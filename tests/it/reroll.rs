@@ -233,6 +233,23 @@ async fn clients_that_take_no_events_get_the_two_step_form() {
 }
 
 #[tokio::test]
+async fn wrong_settings_are_refused_in_one_step_and_in_two() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&["fine"]));
+    let relay = TestRelay::with(&provider).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let id = user.told(story, "Go.").await["message_id"].clone();
+    for name in ["message_id", "parent_message_id"] {
+        for (setting, wrong) in [("max_tokens", 0), ("temperature", 3)] {
+            let answer = user.post("/v1/reroll", &json!({name: id, setting: wrong})).await;
+            assert!(answer.refused(400, "invalid_request").contains(setting), "{name}");
+        }
+    }
+    relay.finish().await;
+}
+
+#[tokio::test]
 async fn rerolls_of_one_message_may_run_side_by_side() {
     let provider = Provider::start().await;
     provider.once(Script::telling(&["first"]));
