@@ -21,6 +21,10 @@ macro_rules! codes {
         }
 
         impl Code {
+            /// Every code there is.
+            #[cfg(test)]
+            pub(crate) const ALL: &[Self] = &[$(Self::$name,)*];
+
             /// The code on the wire.
             #[must_use]
             pub fn as_str(self) -> &'static str {

@@ -4,6 +4,7 @@
 //! it and writes the body. So an error is logged once, and no handler has to know ids.
 
 use std::any::Any;
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
@@ -11,10 +12,14 @@ use serde::Serialize;
 
 use crate::error::{Code, Error};
 
+/// What is told to wait who is refused for now, where nobody knows better.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = status(self.code()).into_response();
-        if let Some(wait) = self.retry_after() {
+        let is_for_now = response.status() == StatusCode::SERVICE_UNAVAILABLE;
+        if let Some(wait) = self.retry_after().or(is_for_now.then_some(RETRY_AFTER)) {
             // Rounded up: who comes back a moment early is refused again.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -34,7 +39,7 @@ impl IntoResponse for Error {
     }
 }
 
-fn status(code: Code) -> StatusCode {
+pub(super) fn status(code: Code) -> StatusCode {
     match code {
         Code::InvalidRequest
         | Code::ContextTooLong
@@ -99,4 +104,24 @@ pub(super) fn envelope(error: &Error, request_id: &str) -> String {
 /// there was one, and where, is in the operator's log by the panic hook.
 pub(super) fn panicked(_panic: Box<dyn Any + Send>) -> Response {
     Error::internal("a request handler panicked").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_refused_for_now_is_told_when_to_come_back() {
+        for &code in Code::ALL {
+            let response = Error::new(code, "").into_response();
+            let is_for_now = response.status() == StatusCode::SERVICE_UNAVAILABLE;
+            assert_eq!(
+                response.headers().contains_key(header::RETRY_AFTER),
+                is_for_now,
+                "{code:?}"
+            );
+        }
+        let known = Error::new(Code::Overloaded, "").with_retry_after(Duration::from_millis(8_100));
+        assert_eq!(known.into_response().headers()[header::RETRY_AFTER], "9");
+    }
 }
