@@ -45,6 +45,8 @@ enum Command {
     Outbox(OutboxCommand),
     /// Print an access token signed with the configured secret (or with that of `dev`)
     Token(TokenArgs),
+    /// Print the OpenAPI document of the API, as `GET /openapi.json` answers it
+    Openapi,
 }
 
 #[derive(Debug, Args)]
@@ -90,6 +92,7 @@ pub fn run(cli: &Cli, lookup: impl Fn(&str) -> Option<String>) -> ExitCode {
         Command::Migrate => migrate(lookup),
         Command::Outbox(command) => outbox(command, lookup),
         Command::Token(args) => print_token(args, lookup),
+        Command::Openapi => print_document(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -177,6 +180,10 @@ fn print_token(args: &TokenArgs, lookup: impl Fn(&str) -> Option<String>) -> Res
         dev::token(&config, &secret, args.user, args.anonymous, (clock::now(), args.expires))?;
     writeln!(std::io::stdout(), "{token}")?;
     Ok(())
+}
+
+fn print_document() -> Result<(), Failure> {
+    Ok(std::io::stdout().write_all(http::openapi::DOCUMENT.as_bytes())?)
 }
 
 /// How long the end of the process waits for what still runs when all that was promised is done.

@@ -14,6 +14,7 @@ pub(crate) mod fuzzing;
 mod keys;
 pub mod listener;
 mod loops;
+pub mod openapi;
 mod operations;
 mod reject;
 mod request_log;
@@ -70,6 +71,7 @@ pub fn router(relay: Arc<Relay>, origins: Origins, proxies: Proxies) -> Router {
         .merge(personal)
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
+        .route("/openapi.json", get(openapi::describe))
         .fallback(route_not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
@@ -82,7 +84,7 @@ pub fn router(relay: Arc<Relay>, origins: Origins, proxies: Proxies) -> Router {
 }
 
 async fn route_not_found() -> Error {
-    Error::new(Code::RouteNotFound, "There is no such route. docs/protocol.md lists them.")
+    Error::new(Code::RouteNotFound, "There is no such route. `GET /openapi.json` lists them.")
 }
 
 async fn method_not_allowed() -> Error {

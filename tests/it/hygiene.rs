@@ -19,7 +19,12 @@ const HEADERS: [(&str, &str); 5] = [
 
 #[track_caller]
 fn check(headers: &HeaderMap, what: &str) {
-    for (name, value) in HEADERS {
+    check_all(headers, &HEADERS, what);
+}
+
+#[track_caller]
+fn check_all(headers: &HeaderMap, expected: &[(&str, &str)], what: &str) {
+    for &(name, value) in expected {
         let all: Vec<_> = headers.get_all(name).iter().collect();
         assert_eq!(all, [value], "{name} of {what}: {headers:?}");
     }
@@ -58,6 +63,8 @@ async fn every_answer_says_that_it_is_no_page() {
         send(Method::PUT, "/v1/bots", "", 405).await;
         send(Method::POST, "/v1/bots", &json!({"name": "x".repeat(5 << 20)}).to_string(), 413)
             .await;
+        let document = client.get(relay.url("/openapi.json")).send().await.unwrap();
+        check_all(document.headers(), &HEADERS[1..], "what everybody may keep");
         let unknown = client.get(relay.url("/v1/bots")).bearer_auth("x.y.z").send().await.unwrap();
         assert_eq!(unknown.status(), 401);
         check(unknown.headers(), "an unknown caller's");

@@ -48,6 +48,7 @@ mod leaving;
 mod library;
 mod limits;
 mod listener;
+mod openapi;
 mod outages;
 mod postgrest_faults;
 mod prompt;
