@@ -34,6 +34,7 @@ const FAR: Limits = Limits {
     connections: 10_000,
     idle: Duration::from_secs(3_600),
     idle_when_short: Duration::from_secs(3_600),
+    idle_when_full: Duration::from_secs(3_600),
     unread: Duration::from_secs(3_600),
     body: Duration::from_secs(3_600),
     bodies_len: 1 << 30,
@@ -462,6 +463,40 @@ async fn where_places_are_short_nobody_keeps_one_for_nothing() {
     let closed: Vec<_> = few.into_iter().chain(more).map(until_closed).collect();
     let (first, _, _) = futures_util::future::select_all(closed.into_iter().map(Box::pin)).await;
     assert_eq!(first, "");
+    here.finish().await;
+}
+
+#[tokio::test]
+async fn whoever_comes_when_all_places_are_taken_gets_that_of_one_who_asks_for_nothing() {
+    let provider = Provider::start().await;
+    let gate = Gate::new();
+    provider.once(Script::new().token("Once").gate(&gate).token(" upon").finish("stop").done());
+    let limits = Limits { connections: 8, idle_when_full: SOON, ..FAR };
+    let here = Here::start(&provider, limits).await;
+    let user = here.user().await;
+    let mut reading = user.stream(json!({"input": "Go."})).await;
+    reading.until("token").await;
+    let beginnings: [&[u8]; 4] = [b"", b"GET /healthz HTTP/1.1\r\nx-slow: ", PREFACE, b"P"];
+    let mut silent = Vec::new();
+    for at in 0..7 {
+        silent.push(here.sent(beginnings[at % 4]).await);
+    }
+    let since = Instant::now();
+    // More than there are places, one after the other, which all stay.
+    let mut served = 0;
+    while served < 12 {
+        let mut socket = here.sent(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let mut answer = vec![0; 12];
+        // One too many may be closed without a word.
+        if socket.read_exact(&mut answer).await.is_ok() && answer == b"HTTP/1.1 200" {
+            served += 1;
+            silent.push(socket);
+        }
+        assert!(since.elapsed() < PATIENCE, "{served} got a place");
+    }
+    gate.open();
+    reading.done().await;
+    assert_eq!(reading.text(), "Once upon");
     here.finish().await;
 }
 

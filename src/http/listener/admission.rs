@@ -51,6 +51,12 @@ impl Admission {
         Some(Place { counts: Arc::clone(&self.0), address })
     }
 
+    /// Whether at most one in sixteen places is free. These are for whoever comes while others, who hold places for
+    /// nothing, are being sent away.
+    pub(super) fn is_nearly_full(&self) -> bool {
+        self.0.max.saturating_sub(self.taken()) <= self.0.max / 16
+    }
+
     /// How many connections there are.
     pub(super) fn taken(&self) -> usize {
         self.0.lock().total
@@ -172,6 +178,16 @@ mod tests {
             customer(ip("2001:db8:0:1:ffff:ffff:ffff:ffff"))
         );
         assert_ne!(customer(ip("2001:db8:0:1::1")), customer(ip("2001:db8:0:2::1")));
+    }
+
+    #[test]
+    fn the_last_sixteenth_is_for_whoever_comes() {
+        let admission = Admission::new(160);
+        let mut places = admit(&admission, "127.0.0.1", 149);
+        assert!(!admission.is_nearly_full());
+        places.extend(admission.admit(ip("127.0.0.1")));
+        assert!(admission.is_nearly_full());
+        assert!(!Admission::new(8).is_nearly_full());
     }
 
     #[test]

@@ -24,6 +24,7 @@ use tracing::debug;
 
 use super::admission::Place;
 use super::body::{RequestBody, ResponseBody, Room};
+use super::crowd::{Crowd, Member};
 use super::socket::Socket;
 use super::stream::StreamExecutor;
 use super::{Limits, Peer};
@@ -55,6 +56,7 @@ pub(super) struct Server {
     protocol: auto::Builder<StreamExecutor>,
     router: Router,
     room: Room,
+    crowd: Crowd,
     limits: Limits,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -72,6 +74,7 @@ impl Server {
             protocol: protocol(executor, limits),
             router,
             room: Room::new(limits.bodies_len),
+            crowd: Crowd::default(),
             limits,
             tasks,
             closing,
@@ -90,7 +93,8 @@ impl Server {
         };
         let io = TokioIo::new(Socket::new(socket, self.limits.unread));
         let connection = self.protocol.serve_connection(io, service).into_owned();
-        let idleness = Idleness { activity, place, limits: self.limits };
+        let member = self.crowd.join(&activity);
+        let idleness = Idleness { activity, member, place, limits: self.limits };
         // A token of its own, so that connections do not meet at one lock for each of their wake-ups.
         let closing = self.closing.child_token();
         self.tasks.spawn(async move {
@@ -99,6 +103,11 @@ impl Server {
                 debug!(%error, "a connection broke");
             }
         });
+    }
+
+    /// Sends a connection away that asks for nothing, if there is one.
+    pub(super) fn make_room(&self) {
+        self.crowd.send_one_away(self.limits.idle_when_full);
     }
 }
 
@@ -128,39 +137,52 @@ fn protocol(executor: StreamExecutor, limits: Limits) -> auto::Builder<StreamExe
 
 type Connection = auto::Connection<'static, TokioIo<Socket>, Service, StreamExecutor>;
 
-/// Serves until the client leaves, or is idle for too long, or the relay closes.
+/// Serves until the client leaves, or is idle for too long or where others want its place, or the relay closes.
 async fn run(
     connection: Connection,
     idleness: &Idleness,
     closing: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut connection = pin!(connection);
-    let is_to_close = Beside::new(async {
+    let is_to_end = Beside::new(async {
         tokio::select! {
             biased;
-            () = closing.cancelled() => true,
-            () = idleness.is_over() => false,
+            () = closing.cancelled() => End::Closing,
+            () = idleness.member.is_sent_away() => End::Crowded,
+            () = idleness.is_over() => End::Idle,
         }
     });
-    let is_closing = tokio::select! {
+    let end = tokio::select! {
         biased;
         served = connection.as_mut() => return served,
-        is_closing = is_to_close => is_closing,
+        end = is_to_end => end,
     };
     connection.as_mut().graceful_shutdown();
-    if is_closing {
-        return connection.await;
-    }
+    let time = match end {
+        End::Closing => return connection.await,
+        // Somebody waits for the place.
+        End::Crowded => Duration::ZERO,
+        End::Idle => LEAVING_TIME,
+    };
     tokio::select! {
         biased;
         served = connection.as_mut() => served,
-        () = idleness.has_left() => Ok(()),
+        () = idleness.has_left(time) => Ok(()),
     }
+}
+
+/// Why a connection is told to end.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Closing,
+    Crowded,
+    Idle,
 }
 
 /// Whether a connection has been without a request for too long.
 struct Idleness {
     activity: Arc<Activity>,
+    member: Member,
     place: Place,
     limits: Limits,
 }
@@ -182,20 +204,21 @@ impl Idleness {
         }
     }
 
-    /// Returns when a connection that was told to close has had the time to, and asks for nothing.
-    async fn has_left(&self) {
+    /// Returns when a connection that was told to close has had `time` to, and asks for nothing.
+    async fn has_left(&self, mut time: Duration) {
         loop {
-            sleep(LEAVING_TIME).await;
+            sleep(time).await;
             if self.activity.idle_since().is_some() {
                 return;
             }
+            time = LEAVING_TIME;
         }
     }
 }
 
 /// How many requests of a connection are in flight, and since when there is none.
 #[derive(Debug)]
-struct Activity(Mutex<State>);
+pub(super) struct Activity(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -204,11 +227,12 @@ struct State {
 }
 
 impl Activity {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Mutex::new(State { requests: 0, idle_since: Instant::now() }))
     }
 
-    fn idle_since(&self) -> Option<Instant> {
+    /// Since when there has been no request; `None` while there is one.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.requests == 0).then_some(state.idle_since)
     }
@@ -224,7 +248,7 @@ impl Activity {
 pub(super) struct InFlight(Arc<Activity>);
 
 impl InFlight {
-    fn begin(activity: &Arc<Activity>) -> Self {
+    pub(super) fn begin(activity: &Arc<Activity>) -> Self {
         activity.lock().requests += 1;
         Self(Arc::clone(activity))
     }

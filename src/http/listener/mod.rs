@@ -7,6 +7,7 @@
 mod admission;
 mod body;
 mod connection;
+mod crowd;
 mod seldom;
 mod socket;
 mod stream;
@@ -67,6 +68,8 @@ pub struct Limits {
     pub idle: Duration,
     /// The same while more than three quarters of the connections are taken.
     pub idle_when_short: Duration,
+    /// The same while more than fifteen sixteenths are, for one connection for each that comes.
+    pub idle_when_full: Duration,
     /// How long nothing may be taken of what there is to read: by a connection, or by one stream of it.
     pub unread: Duration,
     /// How long a request's body may take, however short it is; every 64 KiB of it add a second.
@@ -83,6 +86,8 @@ impl Default for Limits {
             connections: CONNECTIONS_MAX,
             idle: Duration::from_secs(30),
             idle_when_short: Duration::from_secs(5),
+            // A request that is sent at once is there within half of this from anywhere.
+            idle_when_full: Duration::from_secs(1),
             unread: Duration::from_secs(30),
             body: Duration::from_secs(30),
             bodies_len: BODIES_LEN_MAX,
@@ -159,7 +164,11 @@ struct Door {
 
 impl Door {
     fn take(&mut self, socket: TcpStream, peer: SocketAddr) {
-        if let Some(place) = self.admission.admit(peer.ip()) {
+        let place = self.admission.admit(peer.ip());
+        if self.admission.is_nearly_full() {
+            self.server.make_room();
+        }
+        if let Some(place) = place {
             self.server.serve(socket, Peer(peer.ip()), place);
             return;
         }
