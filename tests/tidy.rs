@@ -65,6 +65,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("tokio_postgres", &["src/migrate/", "src/store/functions/postgres"]),
     ("deadpool_postgres", &["src/store/functions/postgres.rs"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),
+    ("tikv_jemallocator", &["src/main.rs"]),
 ];
 
 struct Source {

@@ -590,7 +590,7 @@ fn memory(relay: &TestRelay, field: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn what_piles_up_for_readers_that_read_nothing_is_bounded() {
+async fn what_piles_up_for_readers_that_read_nothing_is_bounded_and_comes_back() {
     const READERS: u64 = 1_000;
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let provider = Provider::start().await;
@@ -612,6 +612,12 @@ async fn what_piles_up_for_readers_that_read_nothing_is_bounded() {
     assert!(since.elapsed() >= Duration::from_secs(25), "it is told from one who reads slowly");
     let most = memory(&relay, "VmHWM:");
     assert!(most < before + READERS * 256, "from {before} to {most} KiB");
+    let since = Instant::now();
+    while memory(&relay, "VmRSS:") > before + READERS * 32 {
+        let kept = memory(&relay, "VmRSS:");
+        assert!(since.elapsed() < 4 * PATIENCE, "from {before} to {most}, and {kept} KiB are kept");
+        sleep(Duration::from_millis(100)).await;
+    }
     let mut back = user.follow("long", None).await;
     back.done().await;
     assert!(back.text() == text);
