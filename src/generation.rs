@@ -68,8 +68,11 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
     let is_lost = matches!(ending, Ending::Lost);
     let usage = usage(&ending, &call, &writer, batch.hidden_len()).await;
     let (conclusion, unread) = conclude(ending, usage, is_announced);
-    let end =
-        if is_lost { None } else { ending::save(relay, &writer, write_token, &conclusion).await };
+    let end = if is_lost {
+        None
+    } else {
+        Box::pin(ending::save(relay, &writer, write_token, &conclusion)).await
+    };
     // Whoever sees the end may ask for the next answer at once.
     spending::settle(relay, permit, &conclusion).await;
     match end {
@@ -91,7 +94,7 @@ async fn stream(relay: &Relay, call: &Call, batch: &mut Batch, writer: &Writer) 
     let opened = tokio::select! {
         biased;
         ending = &mut interruption => return ending,
-        opened = relay.providers.open(call, batch, first_token_by) => opened,
+        opened = Box::pin(relay.providers.open(call, batch, first_token_by)) => opened,
         () = sleep_until(first_token_by) => return Ending::Failed(no_first_token(relay.times.first_token)),
     };
     let (mut completion, mut progress) = match opened {

@@ -2,6 +2,10 @@
 
 use std::borrow::Cow;
 
+/// How much room a buffer of an answer keeps from one token to the next, in bytes. A token needs less; what one long piece
+/// needed would be held for as long as the answer is open.
+pub(crate) const KEPT_LEN_MAX: usize = 512;
+
 /// `text` without NUL (which PostgreSQL cannot store) and without carriage returns (which would end a line of an SSE
 /// `data` field, so that a client would put together another text than was saved). Borrows if there is none of either.
 #[must_use]
@@ -10,6 +14,19 @@ pub fn clean(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     Cow::Owned(text.chars().filter(|character| !matches!(character, '\0' | '\r')).collect())
+}
+
+/// How much room a text gets to grow when it has none left: a part of its length, and so many bytes at least.
+const SPARE_PART: usize = 8;
+const SPARE_LEN_MIN: usize = 128;
+
+/// Appends to a text that grows by tokens and is one of thousands. Doubling its room would copy less, and hold up to as much
+/// again as there is of it.
+pub(crate) fn append(text: &mut String, more: &str) {
+    if text.capacity() - text.len() < more.len() {
+        text.reserve_exact(more.len() + text.len() / SPARE_PART + SPARE_LEN_MIN);
+    }
+    text.push_str(more);
 }
 
 /// The longest prefix of `text` that has at most `len_max` bytes and ends between two characters.
@@ -43,6 +60,18 @@ pub(crate) use discreet;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_grows_by_tokens_holds_little_more_than_itself() {
+        let (mut text, mut moves) = (String::new(), 0);
+        for token in 0..100_000 {
+            let capacity = text.capacity();
+            append(&mut text, if token % 7 == 0 { "once" } else { " upon" });
+            moves += usize::from(text.capacity() != capacity);
+            assert!(text.capacity() <= text.len() + text.len() / 8 + 256, "{}", text.len());
+        }
+        assert!(moves < 100, "{moves}");
+    }
 
     #[test]
     fn nul_and_carriage_returns_are_dropped_and_nothing_else() {

@@ -124,7 +124,8 @@ async fn run(relay: Arc<Relay>, caller: Principal, turn: Turn, writer: Writer) {
         Ok(permit) => permit,
         Err(error) => return writer.refuse(error),
     };
-    match open(&relay, &caller, turn, &writer, &mut permit).await {
+    // Boxed, like all that a generation does before its stream and after it: it would have the room for it all the while.
+    match Box::pin(open(&relay, &caller, turn, &writer, &mut permit)).await {
         Ok(Opened::New(generation)) => generation::run(&relay, *generation, permit, writer).await,
         Ok(Opened::Over(ended)) => {
             spending::give_back(&relay, permit, Used::NOTHING).await;

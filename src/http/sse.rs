@@ -32,6 +32,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// How much is written in one go, in bytes, before it must have gone out: what a slow reader costs.
 const FRAME_LEN_MAX: usize = 16 << 10;
 
+/// What an event of one line has beside its text, in bytes, if its id is no longer than most.
+const TEXT_FRAMING_LEN: usize = 40;
+
 /// The events of `log` after `after`, as a response.
 pub(super) fn respond(log: &Arc<Log>, after: Option<Cursor>) -> Response {
     let mut response = Response::new(Body::new(EventStream::new(Follower::new(log, after))));
@@ -101,7 +104,8 @@ impl http_body::Body for EventStream {
             this.frame.put_slice(b"event: ping\ndata: \n\n");
         }
         this.silent_since = Instant::now();
-        Poll::Ready(Some(Ok(Frame::data(this.frame.split().freeze()))))
+        // All of it: room that is kept for the next event is room that every open stream holds.
+        Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut this.frame).freeze()))))
     }
 }
 
@@ -110,6 +114,7 @@ pub fn encode(frame: &mut BytesMut, id: u64, view: &View<'_>) {
     match view {
         View::Start(start) => encode_json(frame, id, "start", start),
         View::Text(kind, text) => {
+            frame.reserve(text.len() + TEXT_FRAMING_LEN);
             begin(frame, id, kind.as_str());
             for line in text.split('\n') {
                 frame.put_slice(b"data: ");

@@ -15,7 +15,7 @@ use super::{Opening, Running};
 use crate::error::{Code, Error};
 use crate::event::{End, Kind, SEQ_START, Seq, Start};
 use crate::id::{StreamId, UserId};
-use crate::text::discreet;
+use crate::text::{self, discreet};
 
 /// The most text of one generation, in bytes of reasoning and content together. No model writes as much in one answer;
 /// a provider that does is broken or hostile.
@@ -204,7 +204,7 @@ impl State {
         if self.runs.last().is_none_or(|run| run.kind != kind) {
             self.runs.push(Run { begin: self.text.len(), kind });
         }
-        self.text.push_str(text);
+        text::append(&mut self.text, text);
     }
 }
 

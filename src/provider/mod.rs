@@ -27,7 +27,7 @@ use crate::bot::Reasoning;
 use crate::error::Error;
 use crate::event::{Kind, Usage};
 use crate::story::Beat;
-use crate::text::{self, discreet};
+use crate::text::{self, KEPT_LEN_MAX, discreet};
 
 pub use guard::{LOOP_MARK, UpstreamAllow, special_purpose};
 pub use key_check::KeyCheck;
@@ -215,9 +215,10 @@ impl Batch {
         self.runs.iter().zip(begins).map(|((kind, end), begin)| (*kind, &self.text[begin..*end]))
     }
 
-    /// Empties it and keeps its room.
+    /// Empties it and keeps its room, as far as the next token needs it.
     pub fn clear(&mut self) {
         self.text.clear();
+        self.text.shrink_to(KEPT_LEN_MAX);
         self.runs.clear();
         self.has_tokens = false;
     }

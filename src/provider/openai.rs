@@ -1,11 +1,14 @@
 //! OpenAI's chat completions over SSE: the request, the first answer to it, and the stream that follows.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{StatusCode, header};
-use reqwest::{RequestBuilder, Response};
+use http_body::Body as _;
+use reqwest::{Body, RequestBuilder, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -104,7 +107,8 @@ impl From<Error> for Refusal {
 #[derive(Debug)]
 pub struct Stream {
     endpoint: Arc<Endpoint>,
-    response: Response,
+    /// Without the response's head, which would hold the buffer that it was read into.
+    body: Body,
     decoder: Decoder,
     end: End,
 }
@@ -159,7 +163,7 @@ impl Endpoint {
         if response.status() == StatusCode::OK && content_type.starts_with("text/event-stream") {
             return Ok(Stream {
                 endpoint: Arc::clone(self),
-                response,
+                body: Body::from(response),
                 decoder: Decoder::new(),
                 end: End::default(),
             });
@@ -308,8 +312,10 @@ impl Stream {
     /// Waits for more of the answer. Cancel safe.
     pub(super) async fn read(&mut self, batch: &mut Batch) -> Result<Progress, Refusal> {
         let next = match self.end.deadline {
-            None => self.response.chunk().await,
-            Some(deadline) => timeout_at(deadline, self.response.chunk()).await.unwrap_or(Ok(None)),
+            None => chunk_of(&mut self.body).await,
+            Some(deadline) => {
+                timeout_at(deadline, chunk_of(&mut self.body)).await.unwrap_or(Ok(None))
+            }
         };
         match next {
             Ok(Some(bytes)) => self.decode(&bytes, batch)?,
@@ -338,7 +344,7 @@ impl Stream {
 
     /// Reads to the end of the body, if that is near.
     pub(super) async fn drain(mut self) {
-        let to_the_end = async { while let Ok(Some(_)) = self.response.chunk().await {} };
+        let to_the_end = async { while let Ok(Some(_)) = chunk_of(&mut self.body).await {} };
         // A provider that does not come to its end gets its connection closed.
         let _elapsed = timeout(DRAIN_TIMEOUT, to_the_end).await;
     }
@@ -404,6 +410,22 @@ impl End {
                 Ok(())
             }
             (None, None) => Ok(()),
+        }
+    }
+}
+
+/// The next piece of a body. Cancel safe.
+async fn chunk_of(body: &mut Body) -> reqwest::Result<Option<Bytes>> {
+    loop {
+        match poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(error),
+            Some(Ok(frame)) => {
+                // What is no data are trailers.
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::text::discreet;
+use crate::text::{KEPT_LEN_MAX, discreet};
 
 /// The longest line in bytes. The longest honest line is one JSON chunk that carries a whole answer at once.
 pub const LINE_LEN_MAX: usize = 1 << 20;
@@ -155,6 +155,7 @@ impl Decoder {
         let mut line = std::mem::take(&mut self.line);
         let read = self.read_line(&line, on_event);
         line.clear();
+        line.shrink_to(KEPT_LEN_MAX);
         self.line = line;
         read
     }
@@ -212,6 +213,7 @@ impl Decoder {
             });
         }
         self.data.clear();
+        self.data.shrink_to(KEPT_LEN_MAX);
         self.name.clear();
     }
 }
