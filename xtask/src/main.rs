@@ -1,4 +1,5 @@
-//! The project's own tools: `cargo xtask bench` measures the relay beside nginx.
+//! The project's own tools: `cargo xtask bench` measures the relay beside nginx, `cargo xtask siege` what a user notices of
+//! attacks on it.
 
 #![expect(
     clippy::print_stdout,
@@ -7,6 +8,8 @@
 )]
 
 mod bench;
+mod load;
+mod siege;
 
 use std::process::ExitCode;
 
@@ -26,19 +29,26 @@ struct Cli {
 enum Tool {
     /// Measure the relay beside nginx and the direct connection, and write docs/benchmarks.md
     Bench(bench::Options),
-    /// The benchmark's provider, in a process of its own
+    /// Measure what a user of the relay notices of attacks on it, and write docs/siege.md
+    Siege(siege::Options),
+    /// The provider of measurements, in a process of its own
     #[command(hide = true)]
     Provider,
-    /// The benchmark's readers, in a process of their own
+    /// The readers of measurements, in a process of their own
     #[command(hide = true)]
     Readers,
+    /// Who attacks, in a process of his own
+    #[command(hide = true)]
+    Attacker,
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().tool {
         Tool::Bench(options) => bench::run(&options),
-        Tool::Provider => bench::provider::run(),
-        Tool::Readers => bench::readers::run(),
+        Tool::Siege(options) => siege::run(&options),
+        Tool::Provider => load::provider::run(),
+        Tool::Readers => load::readers::run(),
+        Tool::Attacker => siege::attacker::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,36 +4,19 @@
 //! alike, and what is told is the ratio within a round. The provider, the readers and whatever is between them are processes
 //! of their own, and what is between is new each time.
 
-mod api;
-pub(crate) mod provider;
-pub(crate) mod readers;
 mod report;
 mod run;
 mod scenario;
-mod script;
-mod servers;
-mod stamp;
-mod usage;
 
 use std::path::PathBuf;
-use std::process::Command;
-use std::thread::sleep;
-use std::time::Duration;
 
 use clap::Args;
 
 use crate::Failure;
+use crate::load::servers;
 use report::Report;
 use run::{Bench, Measured};
 use scenario::Scenario;
-use usage::Machine;
-
-/// How busy the machine may be before a run, as a part of all its processor time.
-const BUSY_MAX: f64 = 0.1;
-
-/// How long it is looked at, and how often it may turn out busy before the benchmark gives up.
-const LOOK: Duration = Duration::from_millis(500);
-const LOOKS_MAX: usize = 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -63,7 +46,7 @@ pub(crate) struct Options {
 /// Runs the scenarios, prints what was measured, and writes docs/benchmarks.md and its picture unless it was quick or only a
 /// part.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    let relay = options.relay.clone().map_or_else(build, Ok)?;
+    let relay = options.relay.clone().map_or_else(servers::built_relay, Ok)?;
     let seconds = if options.quick { 2 } else { options.seconds };
     let scenarios = scenario::all(seconds, options.against.is_some());
     let is_wanted = |scenario: &Scenario| {
@@ -78,7 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     };
     let scenarios: Vec<_> = scenarios.into_iter().filter(is_wanted).collect();
     let mut bench = Bench::new(relay, options.against.clone())?;
-    let mut report = Report::new();
+    let mut report = Report::default();
     let is_written = !options.quick && options.only.is_empty() && options.against.is_none();
     for scenario in scenarios {
         let mut rounds = Vec::new();
@@ -113,31 +96,8 @@ fn run_round(
     fastrand::shuffle(&mut order);
     let mut measured = vec![Measured::default(); order.len()];
     for at in order {
-        report.note_load(wait_for_calm(is_forced)?);
+        report.surroundings.wait_for_calm(is_forced)?;
         measured[at] = bench.measure(&scenario.cases[at])?;
     }
     Ok(measured)
-}
-
-/// Waits until nothing else uses the machine; how busy it is then.
-fn wait_for_calm(is_forced: bool) -> Result<f64, Failure> {
-    for _ in 0..LOOKS_MAX {
-        let before = Machine::now()?;
-        sleep(LOOK);
-        let busy = before.busy_since()?;
-        if busy <= BUSY_MAX || is_forced {
-            return Ok(busy);
-        }
-    }
-    Err("the machine is busy with something else, and what would be measured is that. Come back later, or say --force".into())
-}
-
-fn build() -> Result<PathBuf, Failure> {
-    let built = Command::new("cargo")
-        .args(["build", "--release", "--locked", "--package", "storytellr-relay"])
-        .status()?;
-    if !built.success() {
-        return Err("the relay does not build".into());
-    }
-    Ok(servers::target()?.join("release/storytellr-relay"))
 }

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::process::Command;
 
 use super::run::Measured;
 use super::scenario::{Case, Scenario};
-use super::usage;
 use crate::Failure;
+use crate::load::spread::{Spread, median, or_none};
+use crate::load::surroundings::Surroundings;
 
 const DOCUMENT: &str = "docs/benchmarks.md";
 const PICTURE: &str = "docs/benchmarks.svg";
@@ -29,23 +29,14 @@ round, and what is told is the median of all rounds, with the least and the grea
 ";
 
 /// All that was measured.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Report {
     tables: String,
     measured: Vec<(Scenario, Vec<Vec<Measured>>)>,
-    /// How busy the machine was before each run.
-    loads: Vec<f64>,
+    pub(super) surroundings: Surroundings,
 }
 
 impl Report {
-    pub(super) fn new() -> Self {
-        Self { tables: String::new(), measured: Vec::new(), loads: Vec::new() }
-    }
-
-    pub(super) fn note_load(&mut self, load: f64) {
-        self.loads.push(load);
-    }
-
     /// Takes the rounds of a scenario, each with what every case has shown; the table of it.
     pub(super) fn add(&mut self, scenario: Scenario, rounds: Vec<Vec<Measured>>) -> String {
         let table = table(&scenario, &rounds);
@@ -55,21 +46,10 @@ impl Report {
     }
 
     pub(super) fn write(&mut self) -> Result<(), Failure> {
-        let commit = Command::new("git").args(["describe", "--always", "--dirty"]).output()?;
-        let commit = String::from_utf8(commit.stdout)?;
         let rounds = self.measured.iter().map(|(_, rounds)| rounds.len()).max().unwrap_or(0);
-        let load = median(&mut self.loads);
-        let warning = if load > super::BUSY_MAX {
-            "**The machine was busy with something else: take ratios with their spread, and times for upper bounds.** "
-        } else {
-            ""
-        };
         let document = format!(
-            "{INTRODUCTION}\n{warning}Commit {}, {rounds} rounds, on {}. Before a run {:.0} % of the machine was used by something else (at most {:.0} %).\n\n![Latency and memory over the number of streams](benchmarks.svg)\n{}",
-            commit.trim(),
-            usage::machine(),
-            load * 100.0,
-            self.loads.iter().copied().fold(0.0, f64::max) * 100.0,
+            "{INTRODUCTION}\n{}\n\n![Latency and memory over the number of streams](benchmarks.svg)\n{}",
+            self.surroundings.tell(rounds)?,
             self.tables
         );
         fs::write(DOCUMENT, document)?;
@@ -111,7 +91,9 @@ fn table(scenario: &Scenario, rounds: &[Vec<Measured>]) -> String {
     );
     let direct = cases.iter().position(|case| case.name == "direct");
     for (at, case) in cases.iter().enumerate() {
-        let of = |value: &dyn Fn(&[Measured]) -> f64| Spread::of(rounds, value);
+        let of = |value: &dyn Fn(&[Measured]) -> f64| {
+            Spread::of(rounds.iter().map(|round| value(round)))
+        };
         let cpu = |measured: &Measured| or_none(measured.cpu);
         let added = |value: fn(&Measured) -> f64| {
             of(&|round| match direct {
@@ -145,49 +127,6 @@ fn table(scenario: &Scenario, rounds: &[Vec<Measured>]) -> String {
         let _infallible = writeln!(table, "| {} | {} |", case.name, columns.join(" | "));
     }
     table
-}
-
-/// A value in all rounds.
-struct Spread {
-    least: f64,
-    median: f64,
-    greatest: f64,
-}
-
-impl Spread {
-    fn of(rounds: &[Vec<Measured>], value: &dyn Fn(&[Measured]) -> f64) -> Self {
-        let mut values: Vec<_> = rounds.iter().map(|round| value(round)).collect();
-        let median = median(&mut values);
-        let (least, greatest) = (values.first(), values.last());
-        Self { least: or_none(least.copied()), median, greatest: or_none(greatest.copied()) }
-    }
-
-    fn whole(&self) -> String {
-        if self.median.is_finite() { format!("{:.0}", self.median) } else { String::new() }
-    }
-
-    fn short(&self) -> String {
-        if self.median.is_finite() { format!("{:.2}", self.median) } else { String::new() }
-    }
-
-    fn long(&self) -> String {
-        let Self { least, median, greatest } = self;
-        if !median.is_finite() {
-            return String::new();
-        }
-        format!("{median:.2} ({least:.2}–{greatest:.2})")
-    }
-}
-
-/// What is not there is no number, and is not told.
-fn or_none(value: Option<f64>) -> f64 {
-    value.unwrap_or(f64::NAN)
-}
-
-/// The median, of values which are sorted then.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    or_none(values.get(values.len() / 2).copied())
 }
 
 const WIDTH: f64 = 330.0;

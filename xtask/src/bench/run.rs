@@ -1,26 +1,17 @@
 //! One run of one case: what is between is started, put under the load, and looked at.
 
-use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::api::Api;
-use super::readers::{Job, Reading};
 use super::scenario::{Case, Load, Setup, Way};
-use super::script::Script;
-use super::servers::{self, Server};
-use super::usage::{self, Cpu};
 use crate::Failure;
-
-/// How often memory is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// How long is waited at most for what was started to come to rest.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::load::api::Api;
+use crate::load::readers::{Job, Readers, Reading};
+use crate::load::script::Script;
+use crate::load::servers::{self, Server};
+use crate::load::usage::{self, Cpu, LOOK, come_to_rest};
 
 /// What a run has shown.
 #[derive(Debug, Clone, Default)]
@@ -171,32 +162,13 @@ fn started(
     }
 }
 
-/// Waits until a process does next to nothing.
-fn come_to_rest(pid: Option<u32>) {
-    let Some(pid) = pid else { return };
-    let since = Instant::now();
-    loop {
-        let mut cpu = Cpu::new(pid);
-        sleep(LOOK * 2);
-        cpu.look();
-        if cpu.spent() < LOOK / 50 || since.elapsed() > PATIENCE {
-            return;
-        }
-    }
-}
-
 /// Runs readers to their end. `cpu` is all that was used meanwhile, in microseconds.
 fn read(job: &Job, pid: Option<u32>) -> Result<Measured, Failure> {
-    let mut readers =
-        servers::own("readers")?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    let mut input = readers.stdin.take().ok_or("no input")?;
-    let job = serde_json::to_string(job)?;
     let memory = || pid.map_or(0, usage::memory);
     let (mut cpu, memory_before) = (pid.map(Cpu::new), memory());
-    input.write_all(job.as_bytes())?;
-    drop(input);
+    let mut readers = Readers::start(job)?;
     let mut most = memory_before;
-    while readers.try_wait()?.is_none() {
+    while !readers.are_done()? {
         most = most.max(memory());
         if let Some(cpu) = &mut cpu {
             cpu.look();
@@ -207,12 +179,9 @@ fn read(job: &Job, pid: Option<u32>) -> Result<Measured, Failure> {
         cpu.look();
         cpu.spent().as_secs_f64() * 1e6
     });
-    let mut reading = String::new();
-    readers.stdout.take().ok_or("no output")?.read_to_string(&mut reading)?;
     let mib = |kib: u64| kib as f64 / 1024.0;
     Ok(Measured {
-        reading: serde_json::from_str(&reading)
-            .map_err(|_| "the readers did not come to an end")?,
+        reading: readers.reading()?,
         cpu,
         memory: mib(most),
         memory_before: mib(memory_before),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::script::Script;
+use crate::load::script::Script;
 
 /// Cases that are compared with the first of them.
 #[derive(Debug)]

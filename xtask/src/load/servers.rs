@@ -1,4 +1,4 @@
-//! The servers of a benchmark, on ports and in folders of their own: the provider, nginx, the relay, and what the relay
+//! The servers of a measurement, on ports and in folders of their own: the provider, nginx, the relay, and what the relay
 //! stands on.
 
 use std::fs::{self, File};
@@ -17,18 +17,18 @@ use crate::Failure;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What all tokens of a benchmark are signed with.
-pub(super) const SECRET: &str = "a-secret-of-the-benchmark-with-32-characters-or-more";
+pub(crate) const SECRET: &str = "a-secret-of-the-benchmark-with-32-characters-or-more";
 
-/// A process that ends with the benchmark.
+/// A process that ends with the measurement.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub(super) port: u16,
+    pub(crate) port: u16,
     _folder: Option<TempDir>,
 }
 
 impl Server {
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
@@ -76,19 +76,30 @@ fn free_port() -> Result<u16, Failure> {
 }
 
 /// Where cargo builds: this program is in a folder of it.
-pub(super) fn target() -> Result<PathBuf, Failure> {
+pub(crate) fn target() -> Result<PathBuf, Failure> {
     let own = std::env::current_exe()?;
     Ok(own.ancestors().nth(2).ok_or("not built by cargo")?.to_owned())
 }
 
 /// This program in another part of it.
-pub(super) fn own(part: &str) -> Result<Command, Failure> {
+pub(crate) fn own(part: &str) -> Result<Command, Failure> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(part);
     Ok(command)
 }
 
-pub(super) fn provider() -> Result<Server, Failure> {
+/// The relay of these sources, built as it is released.
+pub(crate) fn built_relay() -> Result<PathBuf, Failure> {
+    let built = Command::new("cargo")
+        .args(["build", "--release", "--locked", "--package", "storytellr-relay"])
+        .status()?;
+    if !built.success() {
+        return Err("the relay does not build".into());
+    }
+    Ok(target()?.join("release/storytellr-relay"))
+}
+
+pub(crate) fn provider() -> Result<Server, Failure> {
     let mut child = own("provider")?.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     let output = child.stdout.take().ok_or("no output")?;
@@ -97,8 +108,48 @@ pub(super) fn provider() -> Result<Server, Failure> {
 }
 
 /// nginx as whoever streams through it sets it up: no buffering, connections to the provider kept.
-pub(super) fn nginx(provider: u16) -> Result<Server, Failure> {
+pub(crate) fn nginx(provider: u16) -> Result<Server, Failure> {
     let (folder, port) = (TempDir::new()?, free_port()?);
+    let servers = format!(
+        "upstream provider {{ server 127.0.0.1:{provider}; keepalive 512; }}
+         server {{
+           listen 127.0.0.1:{port} backlog=4096;
+           location / {{
+             proxy_pass http://provider; proxy_http_version 1.1; proxy_set_header Connection '';
+             proxy_buffering off; proxy_read_timeout 1h;
+           }}
+         }}"
+    );
+    start_nginx(folder, port, &servers)
+}
+
+/// An nginx that is attacked in the relay's stead.
+#[derive(Debug)]
+pub(crate) struct Decoy {
+    pub(crate) server: Server,
+    pub(crate) http2: u16,
+}
+
+/// It has the relay's time-outs, a text at `long` that no socket holds, and passes on what is posted.
+pub(crate) fn decoy(provider: u16, long: &str) -> Result<Decoy, Failure> {
+    let (folder, port, http2) = (TempDir::new()?, free_port()?, free_port()?);
+    let path = folder.path().join("long");
+    fs::write(&path, "word after word ".repeat(1 << 17))?;
+    let servers = format!(
+        "client_header_timeout 30s; client_body_timeout 30s; send_timeout 30s; keepalive_timeout 30s;
+         reset_timedout_connection on;
+         server {{
+           listen 127.0.0.1:{port} backlog=4096; listen 127.0.0.1:{http2} http2 backlog=4096;
+           location / {{ default_type application/json; return 200 '{{}}'; }}
+           location = /v1/stream {{ proxy_pass http://127.0.0.1:{provider}; }}
+           location = {long} {{ alias {}; }}
+         }}",
+        path.display()
+    );
+    Ok(Decoy { server: start_nginx(folder, port, &servers)?, http2 })
+}
+
+fn start_nginx(folder: TempDir, port: u16, servers: &str) -> Result<Server, Failure> {
     let path = folder.path().display();
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     let config = format!(
@@ -107,14 +158,7 @@ pub(super) fn nginx(provider: u16) -> Result<Server, Failure> {
          http {{
            access_log off; client_body_temp_path {path}/body; proxy_temp_path {path}/proxy;
            fastcgi_temp_path {path}/f; uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;
-           upstream provider {{ server 127.0.0.1:{provider}; keepalive 512; }}
-           server {{
-             listen 127.0.0.1:{port} backlog=4096;
-             location / {{
-               proxy_pass http://provider; proxy_http_version 1.1; proxy_set_header Connection '';
-               proxy_buffering off; proxy_read_timeout 1h;
-             }}
-           }}
+           {servers}
          }}"
     );
     fs::write(folder.path().join("nginx.conf"), config)?;
@@ -124,7 +168,7 @@ pub(super) fn nginx(provider: u16) -> Result<Server, Failure> {
 }
 
 /// A relay with those settings beside the benchmark's own.
-pub(super) fn relay(
+pub(crate) fn relay(
     binary: &Path,
     provider: u16,
     settings: &[(&str, String)],
@@ -149,7 +193,7 @@ fn signing() -> [(&'static str, &'static str); 2] {
 }
 
 /// An access token that a relay of the benchmark takes.
-pub(super) fn access_token(binary: &Path) -> Result<String, Failure> {
+pub(crate) fn access_token(binary: &Path) -> Result<String, Failure> {
     let output = Command::new(binary)
         .args(["token", "--expires", "24h"])
         .env_clear()
@@ -161,7 +205,7 @@ pub(super) fn access_token(binary: &Path) -> Result<String, Failure> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-pub(super) fn redis() -> Result<Server, Failure> {
+pub(crate) fn redis() -> Result<Server, Failure> {
     let (folder, port) = (TempDir::new()?, free_port()?);
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--save", "", "--port", &port.to_string()]);
@@ -170,7 +214,7 @@ pub(super) fn redis() -> Result<Server, Failure> {
 }
 
 /// A PostgreSQL with the relay's schema, and the roles that the relay and PostgREST log in as.
-pub(super) fn postgres(binary: &Path) -> Result<Server, Failure> {
+pub(crate) fn postgres(binary: &Path) -> Result<Server, Failure> {
     let (folder, port) = (TempDir::new()?, free_port()?);
     let bin = newest_postgres()?;
     let data = folder.path().join("data");
@@ -218,12 +262,12 @@ pub(super) fn postgres(binary: &Path) -> Result<Server, Failure> {
     Ok(server)
 }
 
-pub(super) fn postgres_url(role: &str, port: u16) -> String {
+pub(crate) fn postgres_url(role: &str, port: u16) -> String {
     format!("postgres://{role}@127.0.0.1:{port}/postgres?sslmode=disable")
 }
 
 /// The PostgREST-compatible server that `./test` installs, over that PostgreSQL.
-pub(super) fn postgrest(postgres: u16) -> Result<Server, Failure> {
+pub(crate) fn postgrest(postgres: u16) -> Result<Server, Failure> {
     let (folder, port) = (TempDir::new()?, free_port()?);
     let mut command = Command::new(target()?.join("tools/postrust-3.1.0/bin/postrust"));
     command.envs([

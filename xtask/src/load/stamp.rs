@@ -3,20 +3,20 @@
 use rustix::time::{ClockId, clock_gettime};
 
 /// How long such a token is, in bytes: a mark, and seven digits of six bits for the microseconds.
-pub(super) const LEN: usize = 8;
+pub(crate) const LEN: usize = 8;
 
 const MARK: u8 = b'@';
 const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const TIMES: u64 = 1 << 42;
 
 /// Microseconds of the machine's monotonic clock.
-pub(super) fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.cast_unsigned() * 1_000_000 + now.tv_nsec.cast_unsigned() / 1_000
 }
 
 /// The token of that time.
-pub(super) fn token(time: u64) -> [u8; LEN] {
+pub(crate) fn token(time: u64) -> [u8; LEN] {
     let mut token = [MARK; LEN];
     for (at, digit) in token[1..].iter_mut().enumerate() {
         *digit = DIGITS[(time >> (6 * at) & 63) as usize];
@@ -26,14 +26,14 @@ pub(super) fn token(time: u64) -> [u8; LEN] {
 
 /// Finds tokens in a text that comes in pieces.
 #[derive(Debug, Default)]
-pub(super) struct Finder {
+pub(crate) struct Finder {
     /// The beginning of a token whose end has not come.
     begun: Vec<u8>,
 }
 
 impl Finder {
     /// Hands over how long ago each token in `bytes` was sent, in microseconds.
-    pub(super) fn find(&mut self, mut bytes: &[u8], now: u64, mut on_token: impl FnMut(u64)) {
+    pub(crate) fn find(&mut self, mut bytes: &[u8], now: u64, mut on_token: impl FnMut(u64)) {
         if !self.begun.is_empty() {
             let missing = (LEN - self.begun.len()).min(bytes.len());
             self.begun.extend_from_slice(&bytes[..missing]);

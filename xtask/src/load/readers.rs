@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write, stdin, stdout};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::servers;
 use super::stamp::{self, Finder};
 use crate::Failure;
 
@@ -53,9 +55,38 @@ pub(crate) struct Reading {
     /// From the request to its first token, in milliseconds.
     pub(crate) first_p50: Option<f64>,
     pub(crate) first_p99: Option<f64>,
+    /// From before its connection to its good end, in milliseconds.
+    pub(crate) whole_p50: Option<f64>,
+    pub(crate) whole_p99: Option<f64>,
     /// Streams that did not come to a good end, and what one of them ended with.
     pub(crate) failed: usize,
     pub(crate) failure: Option<String>,
+}
+
+/// Readers at work, in a process of their own.
+#[derive(Debug)]
+pub(crate) struct Readers(Child);
+
+impl Readers {
+    pub(crate) fn start(job: &Job) -> Result<Self, Failure> {
+        let mut readers =
+            servers::own("readers")?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut input = readers.stdin.take().ok_or("no input")?;
+        input.write_all(serde_json::to_string(job)?.as_bytes())?;
+        Ok(Self(readers))
+    }
+
+    pub(crate) fn are_done(&mut self) -> Result<bool, Failure> {
+        Ok(self.0.try_wait()?.is_some())
+    }
+
+    /// Waits for their end.
+    pub(crate) fn reading(mut self) -> Result<Reading, Failure> {
+        let mut reading = String::new();
+        self.0.stdout.take().ok_or("no output")?.read_to_string(&mut reading)?;
+        self.0.wait()?;
+        Ok(serde_json::from_str(&reading).map_err(|_| "the readers did not come to an end")?)
+    }
 }
 
 /// Reads a [`Job`] from standard input and prints its [`Reading`].
@@ -78,6 +109,7 @@ struct Notes {
     tokens: u64,
     ages: Vec<u32>,
     first: Option<u32>,
+    whole: Option<u32>,
     failure: Option<String>,
 }
 
@@ -105,13 +137,14 @@ async fn read_all(job: Job) -> Reading {
         }
     }
     let mut all = Notes::default();
-    let (mut firsts, mut failed) = (Vec::new(), 0);
+    let (mut firsts, mut wholes, mut failed) = (Vec::new(), Vec::new(), 0);
     while let Some(notes) = readers.join_next().await {
         let panicked = || Notes { failure: Some("it panicked".to_owned()), ..Notes::default() };
         let notes = notes.unwrap_or_else(|_| panicked());
         all.tokens += notes.tokens;
         all.ages.extend(notes.ages);
         firsts.extend(notes.first);
+        wholes.extend(notes.whole);
         failed += usize::from(notes.failure.is_some());
         all.failure = all.failure.or(notes.failure);
     }
@@ -122,6 +155,8 @@ async fn read_all(job: Job) -> Reading {
         p99: percentile(&mut all.ages, 99),
         first_p50: percentile(&mut firsts, 50),
         first_p99: percentile(&mut firsts, 99),
+        whole_p50: percentile(&mut wholes, 50),
+        whole_p99: percentile(&mut wholes, 99),
         failed,
         failure: all.failure,
     }
@@ -150,8 +185,10 @@ struct Reader {
 impl Reader {
     async fn read(mut self, request: String) -> Notes {
         let mut notes = Notes::default();
-        if let Err(failure) = self.read_into(&mut notes, request).await {
-            notes.failure = Some(failure.to_string());
+        let began = stamp::now();
+        match self.read_into(&mut notes, request).await {
+            Ok(()) => notes.whole = u32::try_from(stamp::now() - began).ok(),
+            Err(failure) => notes.failure = Some(failure.to_string()),
         }
         notes
     }
@@ -197,7 +234,8 @@ impl Reader {
             }
         }
         let tail = String::from_utf8_lossy(tail.make_contiguous()).into_owned();
-        let is_good = ["[DONE]", "event: done"].iter().any(|end| tail.contains(end));
+        let has_end = ["[DONE]", "event: done"].iter().any(|end| tail.contains(end));
+        let is_good = body.is_ok() && (body.is_in_one || has_end);
         if is_good || self.enough.is_some() { Ok(()) } else { Err(tail.into()) }
     }
 }
@@ -207,6 +245,8 @@ impl Reader {
 struct Body {
     head: Vec<u8>,
     has_begun: bool,
+    /// Whether it is no stream.
+    is_in_one: bool,
     /// What is left of the present chunk, with the line end behind it.
     left: usize,
     /// A chunk's length, as far as it has come.
@@ -214,6 +254,10 @@ struct Body {
 }
 
 impl Body {
+    fn is_ok(&self) -> bool {
+        self.head.starts_with(b"HTTP/1.1 200 ")
+    }
+
     /// Whether the end has come.
     fn take(&mut self, mut bytes: &[u8], mut on_piece: impl FnMut(&[u8])) -> bool {
         if !self.has_begun {
@@ -222,6 +266,7 @@ impl Body {
             self.has_begun = true;
             let rest = self.head.split_off(end + 4);
             if !self.head.to_ascii_lowercase().windows(7).any(|word| word == b"chunked") {
+                self.is_in_one = true;
                 on_piece(&self.head);
                 on_piece(&rest);
                 return true;
