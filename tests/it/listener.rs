@@ -206,6 +206,67 @@ fn post(user: &User, len: usize) -> String {
     )
 }
 
+#[tokio::test]
+async fn an_event_stream_is_the_last_answer_of_its_connection() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&["Once", " upon"]));
+    let here = Here::start(&provider, FAR).await;
+    let user = here.user().await;
+    let body = json!({"input": "Go.", "stream_id": "told"}).to_string();
+    let mut requests = format!("{}{body}", post(&user, body.len())).into_bytes();
+    requests.extend(get(&user, "/healthz"));
+    let answer = until_closed(here.sent(&requests).await).await;
+    let (head, events) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    for field in [
+        "content-type: text/event-stream",
+        "x-stream-id: told",
+        "transfer-encoding: chunked",
+        "connection: close",
+    ] {
+        assert!(head.lines().any(|line| line == field), "{field}: {head}");
+    }
+    let date = head.lines().find_map(|line| line.strip_prefix("date: ")).expect("no date");
+    assert!(date.ends_with(" GMT"), "{date}");
+    assert!(events.contains("event: done\n"), "{events}");
+    assert!(events.ends_with("\r\n0\r\n\r\n"), "{events}");
+    assert!(!events.contains("HTTP/1.1"), "what came behind the request was not asked: {events}");
+
+    // What hyper goes on writing itself: no chunks for who knows of none, and no body where none was asked for.
+    let token = &user.token;
+    let fields = format!("host: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n\r\n");
+    let old = format!("GET /v1/streams/told HTTP/1.0\r\n{fields}");
+    let answer = until_closed(here.sent(old.as_bytes()).await).await;
+    assert!(answer.contains("event: done\n") && answer.ends_with("\n\n"), "{answer}");
+    assert!(!answer.contains("transfer-encoding"), "{answer}");
+    let head = format!("HEAD /v1/streams/told HTTP/1.1\r\n{fields}");
+    let answer = until_closed(here.sent(head.as_bytes()).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+    assert!(!answer.contains("event: "), "{answer}");
+    here.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_is_understood_however_its_first_bytes_come() {
+    let provider = Provider::start().await;
+    let here = Here::start(&provider, FAR).await;
+    let user = here.user().await;
+    let posted = post(&user, 0).into_bytes();
+    let preface = [PREFACE, EMPTY_SETTINGS].concat();
+    for (sent, answer) in [(&posted, &b"HTTP/1.1 "[..]), (&preface, b"\0\0")] {
+        for cut in [1, 2, 10] {
+            let mut socket = here.sent(&sent[..cut]).await;
+            sleep(SOON / 10).await;
+            socket.write_all(&sent[cut..]).await.unwrap();
+            let mut bytes = vec![0; answer.len()];
+            let read = timeout(PATIENCE, socket.read_exact(&mut bytes)).await;
+            read.expect("there is no answer").unwrap();
+            assert_eq!(bytes, answer, "cut at {cut}");
+        }
+    }
+    here.finish().await;
+}
+
 /// A body of a bit over that length.
 fn padded(len: usize) -> String {
     json!({"input": "Go.", "padding": "x".repeat(len)}).to_string()

@@ -1,20 +1,21 @@
 //! One connection: HTTP/1 or HTTP/2 on a socket, for as long as somebody asks for something on it.
 //!
-//! hyper has a time-out for the headers of HTTP/1 alone, and none while it looks which of the two it is, nor for a
-//! connection of HTTP/2 that asks for nothing. Here one rule holds for all: a connection without a request is idle.
+//! hyper has a time-out for the headers of HTTP/1 alone, and none for a connection of HTTP/2 that asks for nothing. Here one
+//! rule holds for all, from the first byte on: a connection without a request is idle.
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use tracing::debug;
 use super::admission::Place;
 use super::body::{RequestBody, ResponseBody, Room};
 use super::crowd::{Crowd, Member};
+use super::events::{self, Handover};
 use super::socket::Socket;
 use super::stream::StreamExecutor;
 use super::{Limits, Peer};
@@ -53,7 +55,7 @@ const LEAVING_TIME: Duration = Duration::from_secs(5);
 
 /// Serves connections, each in a task.
 pub(super) struct Server {
-    protocol: auto::Builder<StreamExecutor>,
+    protocols: Arc<Protocols>,
     router: Router,
     room: Room,
     crowd: Crowd,
@@ -71,7 +73,7 @@ impl Server {
     ) -> Self {
         let executor = StreamExecutor { tasks: tasks.clone(), patience: limits.unread };
         Self {
-            protocol: protocol(executor, limits),
+            protocols: Arc::new(Protocols::new(executor, limits)),
             router,
             room: Room::new(limits.bodies_len),
             crowd: Crowd::default(),
@@ -90,15 +92,23 @@ impl Server {
             room: self.room.clone(),
             body_patience: self.limits.body,
             activity: Arc::clone(&activity),
+            handover: Handover::default(),
         };
-        let io = TokioIo::new(Socket::new(socket, self.limits.unread));
-        let connection = self.protocol.serve_connection(io, service).into_owned();
         let member = self.crowd.join(&activity);
+        let socket = Socket::new(socket, self.limits.unread);
+        let protocols = Arc::clone(&self.protocols);
         let idleness = Idleness { activity, member, place, limits: self.limits };
         // A token of its own, so that connections do not meet at one lock for each of their wake-ups.
         let closing = self.closing.child_token();
         self.tasks.spawn(async move {
-            if let Err(error) = run(connection, &idleness, closing).await {
+            let ended = match run(socket, service, &protocols, &idleness, closing).await {
+                Ok(Some((socket, response))) => {
+                    events::write(socket, response).await.map_err(Fault::from)
+                }
+                Ok(None) => Ok(()),
+                Err(fault) => Err(fault),
+            };
+            if let Err(error) = ended {
                 // Readers come and go; that is no fault of anybody's.
                 debug!(%error, "a connection broke");
             }
@@ -111,40 +121,96 @@ impl Server {
     }
 }
 
-fn protocol(executor: StreamExecutor, limits: Limits) -> auto::Builder<StreamExecutor> {
-    let mut protocol = auto::Builder::new(executor);
-    protocol
-        .http1()
-        .header_read_timeout(None)
-        // A token and what frames it are some eighty bytes: copying them together costs less than handing over a list.
-        .writev(false)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(HEADERS_LEN_MAX);
-    protocol
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(limits.idle)
-        .keep_alive_timeout(limits.idle)
-        .max_concurrent_streams(H2_STREAMS_MAX)
-        .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
-        .max_local_error_reset_streams(H2_FAULTS_MAX)
-        .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .max_send_buf_size(H2_SEND_BUFFER_LEN_MAX)
-        .max_header_list_size(HEADERS_LEN_MAX as u32);
-    protocol
+type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+/// How connections are served, by what their clients speak.
+struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<StreamExecutor>,
 }
 
-type Connection = auto::Connection<'static, TokioIo<Socket>, Service, StreamExecutor>;
+impl Protocols {
+    fn new(executor: StreamExecutor, limits: Limits) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1.header_read_timeout(None).max_headers(HEADERS_MAX).max_buf_size(HEADERS_LEN_MAX);
+        let mut http2 = http2::Builder::new(executor);
+        http2
+            .timer(TokioTimer::new())
+            .keep_alive_interval(limits.idle)
+            .keep_alive_timeout(limits.idle)
+            .max_concurrent_streams(H2_STREAMS_MAX)
+            .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
+            .max_local_error_reset_streams(H2_FAULTS_MAX)
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .max_send_buf_size(H2_SEND_BUFFER_LEN_MAX)
+            .max_header_list_size(HEADERS_LEN_MAX as u32);
+        Self { http1, http2 }
+    }
 
-/// Serves until the client leaves, or is idle for too long or where others want its place, or the relay closes.
+    /// On the heap: a future holds what is moved into it once for each that it is moved through.
+    fn serve(&self, is_http2: bool, socket: Socket, service: Service) -> Connection {
+        let (io, handover) = (TokioIo::new(socket), service.handover.clone());
+        if is_http2 {
+            Connection::Http2(Box::new(self.http2.serve_connection(io, service)))
+        } else {
+            Connection::Http1(Some(Box::new(self.http1.serve_connection(io, service))), handover)
+        }
+    }
+}
+
+/// What hyper serves. Ends with the socket and the response, if that is an event stream which is for others to write.
+enum Connection {
+    Http1(Option<Box<http1::Connection<TokioIo<Socket>, Service>>>, Handover),
+    Http2(Box<http2::Connection<TokioIo<Socket>, Service, StreamExecutor>>),
+}
+
+type Rest = Option<(Socket, Response<ResponseBody>)>;
+
+impl Connection {
+    fn graceful_shutdown(&mut self) {
+        match self {
+            Self::Http1(Some(connection), _) => Pin::new(&mut **connection).graceful_shutdown(),
+            Self::Http1(None, _) => {}
+            Self::Http2(connection) => Pin::new(&mut **connection).graceful_shutdown(),
+        }
+    }
+}
+
+impl Future for Connection {
+    type Output = Result<Rest, Fault>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let served = match &mut *self {
+            Self::Http2(connection) => Pin::new(connection).poll(context),
+            Self::Http1(connection, handover) => {
+                let served = connection
+                    .as_mut()
+                    .map_or(Poll::Ready(Ok(())), |connection| Pin::new(connection).poll(context));
+                if served.is_pending()
+                    && let Some(response) = handover.take()
+                    && let Some(connection) = connection.take()
+                {
+                    let socket = connection.into_parts().io.into_inner();
+                    return Poll::Ready(Ok(Some((socket, response))));
+                }
+                served
+            }
+        };
+        served.map_ok(|()| None).map_err(Fault::from)
+    }
+}
+
+/// Serves until the client leaves, or is idle for too long or where others want its place, or the relay closes, or only an
+/// event stream is left to write.
 async fn run(
-    connection: Connection,
+    mut socket: Socket,
+    service: Service,
+    protocols: &Protocols,
     idleness: &Idleness,
     closing: CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let mut connection = pin!(connection);
-    let is_to_end = Beside::new(async {
+) -> Result<Rest, Fault> {
+    let mut is_to_end = Beside::new(async {
         tokio::select! {
             biased;
             () = closing.cancelled() => End::Closing,
@@ -152,12 +218,18 @@ async fn run(
             () = idleness.is_over() => End::Idle,
         }
     });
+    let is_http2 = tokio::select! {
+        biased;
+        is_http2 = socket.speaks_http2() => is_http2?,
+        _ = &mut is_to_end => return Ok(None),
+    };
+    let mut connection = protocols.serve(is_http2, socket, service);
     let end = tokio::select! {
         biased;
-        served = connection.as_mut() => return served,
-        end = is_to_end => end,
+        served = &mut connection => return served,
+        end = &mut is_to_end => end,
     };
-    connection.as_mut().graceful_shutdown();
+    connection.graceful_shutdown();
     let time = match end {
         End::Closing => return connection.await,
         // Somebody waits for the place.
@@ -166,8 +238,8 @@ async fn run(
     };
     tokio::select! {
         biased;
-        served = connection.as_mut() => served,
-        () = idleness.has_left(time) => Ok(()),
+        served = &mut connection => served,
+        () = idleness.has_left(time) => Ok(None),
     }
 }
 
@@ -269,6 +341,7 @@ struct Service {
     room: Room,
     body_patience: Duration,
     activity: Arc<Activity>,
+    handover: Handover,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -278,11 +351,18 @@ impl hyper::service::Service<Request<Incoming>> for Service {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let in_flight = InFlight::begin(&self.activity);
+        let handover = Handover::is_for(&request).then(|| self.handover.clone());
         let mut request = request.map(|incoming| {
             Body::new(RequestBody::new(incoming, self.room.clone(), self.body_patience))
         });
         request.extensions_mut().insert(self.peer);
         let response = self.router.clone().oneshot(request);
-        Box::pin(async move { Ok(response.await?.map(|body| ResponseBody::new(body, in_flight))) })
+        Box::pin(async move {
+            let response = response.await?.map(|body| ResponseBody::new(body, in_flight));
+            Ok(match handover {
+                Some(handover) => handover.pass(response).await,
+                None => response,
+            })
+        })
     }
 }

@@ -8,6 +8,7 @@ mod admission;
 mod body;
 mod connection;
 mod crowd;
+mod events;
 mod seldom;
 mod socket;
 mod stream;

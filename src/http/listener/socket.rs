@@ -5,11 +5,12 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{BufMut, Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::debug;
@@ -18,11 +19,16 @@ use tracing::debug;
 /// What is on its way to a reader is not counted, so it slows nobody.
 const UNSENT_LEN_MAX: u32 = 64 << 10;
 
+/// What a client of HTTP/2 sends first (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// A TCP connection on which writing fails once nothing could be written for a while.
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: TcpStream,
     stall: Stall,
+    /// What was read to see which protocol it is, and is still to be handed over.
+    begun: Bytes,
 }
 
 impl Socket {
@@ -32,7 +38,40 @@ impl Socket {
         if let Err(error) = set_options(&stream, patience) {
             debug!(%error, "setting a socket's options failed");
         }
-        Self { stream, stall: Stall { patience, since: None, timer: None } }
+        let stall = Stall { patience, since: None, timer: None };
+        Self { stream, stall, begun: Bytes::new() }
+    }
+
+    /// Whether the client speaks HTTP/2. Known with its first bytes as a rule: no request of HTTP/1 begins as those do.
+    pub(super) async fn speaks_http2(&mut self) -> io::Result<bool> {
+        let mut begun = BytesMut::with_capacity(HTTP2_PREFACE.len());
+        let is_http2 = loop {
+            let missing = HTTP2_PREFACE.len() - begun.len();
+            if missing == 0 {
+                break true;
+            }
+            let read = self.stream.read_buf(&mut (&mut begun).limit(missing)).await?;
+            if read == 0 || !HTTP2_PREFACE.starts_with(&begun) {
+                break false;
+            }
+        };
+        self.begun = begun.freeze();
+        Ok(is_http2)
+    }
+
+    /// Whether something was to be written that was not taken.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stall.since.is_some()
+    }
+
+    /// Fails when the client has closed the connection. What it sends is left where it is; once there is something, its
+    /// leaving is noticed by what is written to it.
+    pub(super) fn poll_left(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut byte = [0];
+        match ready!(self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte)))? {
+            0 => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+            _ => Poll::Pending,
+        }
     }
 
     /// What became of writing, or that it has taken too long.
@@ -95,7 +134,13 @@ impl AsyncRead for Socket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+        let this = self.get_mut();
+        if !this.begun.is_empty() {
+            let len = this.begun.len().min(buffer.remaining());
+            buffer.put_slice(&this.begun.split_to(len));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(context, buffer)
     }
 }
 
