@@ -118,6 +118,24 @@ impl Attack {
         Duration::from_secs_f64(self.connections as f64 / self.rate as f64 + 1.0)
     }
 
+    /// Fails if so few connections came about that nothing can be said of the attack.
+    pub(super) fn check(&self, account: &Account) -> Result<(), Failure> {
+        let count = |name: &str| account.get(name).copied().unwrap_or_default();
+        let made = match self.kind {
+            // Those that are over, and those that it still has.
+            Kind::Program { .. } => count("closed") + count("connected"),
+            Kind::Own { .. } => count("opened"),
+        };
+        if made < self.connections as u64 / 2 {
+            return Err(format!(
+                "{}: only {made} of {} connections came about: {account:?}",
+                self.name, self.connections
+            )
+            .into());
+        }
+        Ok(())
+    }
+
     /// Begins, and goes on for `time` and the lead. What sends as fast as it can has the least of priorities, because the
     /// machine is the relay's, too; slowhttptest, which waits most of its time, would come to nothing with that.
     pub(super) fn start(&self, target: Target<'_>, time: Duration) -> Result<Underway, Failure> {

@@ -126,6 +126,7 @@ impl Siege {
         seen.cpu = cpu.spent().as_secs_f64() / since.elapsed().as_secs_f64();
         if let Some(underway) = underway {
             seen.account = underway.account()?;
+            attack.check(&seen.account)?;
         }
         let since = Instant::now();
         let near = (seen.before * NEAR).max(seen.before + NEAR_MIB);
