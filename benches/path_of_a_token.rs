@@ -137,7 +137,7 @@ fn disk(criterion: &mut Criterion) {
             let stream_id = format!("stream-{at}").parse().unwrap();
             let name = Name { owner: owner(), stream_id };
             let write_token = SecretString::from(format!("token-{at}"));
-            runtime.block_on(file.begin(&name, &write_token)).unwrap()
+            runtime.block_on(file.begin(&name, &write_token)).unwrap().0
         })
         .collect();
     let mut begin = 0;

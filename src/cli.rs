@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use secrecy::SecretString;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use uuid::Uuid;
@@ -228,7 +227,7 @@ async fn serve_until_signal(mut config: Config, limits: listener::Limits) -> Res
     if config.mode == Mode::Dev {
         dev::ensure_master_keys(&mut config)?;
     }
-    let socket = TcpListener::bind(config.listen).await.map_err(|error| {
+    let socket = listener::bind(config.listen).map_err(|error| {
         format!("cannot listen on {}: {error}. Set RELAY_LISTEN to another address.", config.listen)
     })?;
     let address = socket.local_addr()?;

@@ -18,6 +18,7 @@
 
 pub mod bot;
 pub mod clock;
+pub mod commit;
 pub mod error;
 pub mod event;
 pub mod id;
@@ -43,6 +44,7 @@ pub mod lifecycle;
 pub mod outage;
 pub mod relay;
 
+pub mod beginning;
 pub mod ending;
 pub mod generation;
 pub mod outbox_worker;

@@ -9,12 +9,12 @@ use tracing::{debug, info, warn};
 use crate::auth::Principal;
 use crate::error::{Code, Error};
 use crate::id::StreamId;
-use crate::journal::{Ended, Writer};
+use crate::journal::Ended;
 use crate::outage;
 use crate::outbox::{Name, Room};
 use crate::relay::Relay;
 use crate::replay;
-use crate::store::{Begin, Finish, Finished, Outcome, Place, SavedStream};
+use crate::store::{Finish, Finished, Outcome, SavedStream};
 use crate::story::Status;
 
 /// How long a save is tried before its reader is told that it waits in the outbox: long enough for a database that is
@@ -75,50 +75,6 @@ pub(crate) async fn save(relay: &Relay, name: &Name, finish: &Finish) -> Result<
         warn!(%error, stream_id = %name.stream_id, "save failed: the text is in the outbox");
     }
     Ok(Saved::Waiting)
-}
-
-/// Notes what is about to begin where it survives the process. Nothing of a [`Place::Nowhere`], which saves nothing.
-///
-/// # Errors
-/// Of the journal's disk, which ends the process.
-pub(crate) async fn record(relay: &Relay, writer: &Writer, begin: &Begin) -> Result<(), Error> {
-    if begin.place == Place::Nowhere {
-        return Ok(());
-    }
-    match relay.recorder.begin(&Name::of(writer.log()), &begin.write_token).await {
-        Ok(record) => {
-            writer.record(&relay.recorder, record);
-            Ok(())
-        }
-        Err(error) => {
-            relay.tasks.fail(error.clone());
-            Err(error)
-        }
-    }
-}
-
-/// Takes everything back that was begun, because it cannot be run. What cannot be taken back now is as soon as it can.
-pub(crate) async fn take_back(relay: &Relay, writer: &Writer, begin: &Begin) {
-    // Told where it failed; the caller is told why the turn was refused, which is what can be acted on.
-    let _taken_back =
-        save(relay, &Name::of(writer.log()), &Finish::refused(begin.write_token.clone())).await;
-}
-
-/// After a `begin` that failed: where nobody knows whether the database carried it out, it is taken back as soon as the
-/// database answers, so that the caller's word, that nothing was saved, becomes true.
-///
-/// # Errors
-/// Of the outbox's disk, which ends the process.
-pub(crate) async fn take_back_if_begun(
-    relay: &Relay,
-    writer: &Writer,
-    begin: &Begin,
-    error: &Error,
-) -> Result<(), Error> {
-    if error.code() != Code::StoreUnavailable || begin.place == Place::Nowhere {
-        return Ok(());
-    }
-    put(relay, &Name::of(writer.log()), &Finish::refused(begin.write_token.clone()), error).await
 }
 
 /// Keeps `finish`, whose save failed with `error`, in the outbox, from where it is saved as soon as the database takes it.

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use crate::auth::Principal;
+use crate::beginning;
 use crate::clock;
 use crate::error::{Code, Error};
 use crate::event::{BotRef, Start};
@@ -151,16 +152,12 @@ async fn open(
     permit: &mut Permit,
 ) -> Result<Opened, Error> {
     let begin = turn.begin(writer, relay.times.expiry(clock::now()))?;
-    // First of all, so that whatever happens from here on somebody can end what was begun.
-    saving::record(relay, writer, &begin).await?;
-    let mut new = match relay.outage.observe(relay.store.begin(caller, &begin)).await {
-        Ok(Begun::New(new)) => new,
-        Ok(Begun::Existing(saved)) => {
+    let (begun, safe) = beginning::begin(relay, caller, writer, &begin).await?;
+    let mut new = match begun {
+        Begun::New(new) => new,
+        Begun::Existing(saved) => {
+            safe.wait().await?;
             return Ok(Opened::Over(Box::new(saving::ended(relay, caller, *saved).await?)));
-        }
-        Err(error) => {
-            saving::take_back_if_begun(relay, writer, &begin, &error).await?;
-            return Err(error);
         }
     };
     let is_announced = matches!(turn.ask.place, Place::Announced { .. });
@@ -170,11 +167,12 @@ async fn open(
     } else {
         prepare(relay, caller, turn.ask, &mut new, permit).await
     };
+    safe.wait().await?;
     let call = match prepared {
         Ok(call) => call,
         Err(error) => {
             if new.rows.is_some() {
-                saving::take_back(relay, writer, &begin).await;
+                beginning::take_back(relay, writer, &begin).await;
             }
             return Err(error);
         }

@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
         "beside",
         "bot",
         "clock",
+        "commit",
         "error",
         "event",
         "id",
@@ -28,6 +29,7 @@ const LAYERS: &[&[&str]] = &[
     &["auth", "journal", "limits", "outbox", "provider", "store"],
     &["lifecycle", "outage", "relay"],
     &[
+        "beginning",
         "ending",
         "generation",
         "outbox_worker",

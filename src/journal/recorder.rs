@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::log::Log;
+use crate::commit::Commit;
 use crate::error::Error;
 use crate::event::Kind;
 use crate::outbox::Name;
@@ -42,9 +43,12 @@ discreet!(Piece { record, begin, kind });
 /// Where text survives the process. A fault of it is `Internal`, and no reason to go on.
 #[async_trait]
 pub trait Records: Send + Sync + 'static {
-    /// Begins the copy of a generation. When this has returned, the generation is ended by [`Records::recover`] if the
-    /// process dies.
-    async fn begin(&self, name: &Name, write_token: &SecretString) -> Result<RecordId, Error>;
+    /// Begins the copy of a generation. When it is safe, the generation is ended by [`Records::recover`] if the process dies.
+    async fn begin(
+        &self,
+        name: &Name,
+        write_token: &SecretString,
+    ) -> Result<(RecordId, Commit), Error>;
 
     /// Adds to copies, and removes those of generations whose end is safe elsewhere.
     async fn append(&self, pieces: Vec<Piece>, ended: Vec<RecordId>) -> Result<(), Error>;
@@ -93,7 +97,11 @@ impl Recorder {
     ///
     /// # Errors
     /// As there.
-    pub async fn begin(&self, name: &Name, write_token: &SecretString) -> Result<RecordId, Error> {
+    pub async fn begin(
+        &self,
+        name: &Name,
+        write_token: &SecretString,
+    ) -> Result<(RecordId, Commit), Error> {
         self.records.begin(name, write_token).await
     }
 

@@ -1,8 +1,8 @@
 //! SQLite files: their connections, each in a thread of its own, and group commit.
 //!
 //! SQLite has one writer at a time, and a commit costs a flush of the disk. So one thread writes: it takes all work that
-//! waits, runs each piece in a savepoint of one transaction, commits once, and answers only then. Another thread reads,
-//! which in WAL mode never waits for the writer.
+//! waits, runs each piece in a savepoint of one transaction, commits once, and answers only then, unless whoever asked has
+//! something to do meanwhile. Another thread reads, which in WAL mode never waits for the writer.
 
 mod fault;
 mod schema;
@@ -21,6 +21,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::commit::Commit;
 use crate::error::Error;
 use fault::Unusable;
 pub(crate) use schema::Schema;
@@ -144,6 +145,15 @@ impl Database {
         self.writer.run(work).await
     }
 
+    /// Runs `work` in a transaction and returns what it came to when it is done, which the [`Commit`] says whether it stays.
+    /// Nobody else may be told of it before. Work that fails changes nothing.
+    pub(crate) async fn write_ahead<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<(T, Commit), Error> {
+        self.writer.run_ahead(work).await
+    }
+
     /// Whether the last commit failed: the disk is full, or broken.
     pub(crate) fn is_failing(&self) -> bool {
         self.writer.is_failing.load(Ordering::Relaxed)
@@ -179,37 +189,78 @@ impl Worker {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.queue(work).await.map_err(|error| fault::named(error, &self.path))
-    }
-
-    async fn queue<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            let result = connection.clone().and_then(|connection| in_savepoint(connection, work));
-            let is_undone = connection.is_ok_and(is_rolled_back);
+        let job = job(work, move |result| {
             Box::new(move |committed| {
-                let result = match result {
-                    // It has taken the transaction with it, so it is all that there is to say.
-                    Err(error) if is_undone => Err(error),
-                    result => committed.and(result),
-                };
                 // Whoever asked may be gone; what was committed stays committed.
-                drop(answer.send(result));
+                drop(answer.send(committed.and(result)));
             })
         });
-        let jobs =
-            self.jobs.as_ref().ok_or_else(|| Error::store_unavailable("the store is closed"))?;
-        match timeout(QUEUE_TIMEOUT, jobs.send(job)).await {
-            Ok(Ok(())) => answered
-                .await
-                .unwrap_or_else(|_| Err(Error::store_unavailable("the store's thread is gone"))),
-            Ok(Err(_)) => Err(Error::store_unavailable("the store's thread is gone")),
-            Err(_) => Err(Error::store_unavailable("the store's queue is full")),
-        }
+        self.submit(job, answered).await
     }
+
+    async fn run_ahead<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<(T, Commit), Error> {
+        let (answer, answered) = oneshot::channel();
+        let (commit, is_committed) = oneshot::channel();
+        let job = job(work, move |result| {
+            if result.is_ok() {
+                drop(answer.send(result));
+                return Box::new(move |committed| drop(commit.send(committed)));
+            }
+            Box::new(move |committed| drop(answer.send(committed.and(result))))
+        });
+        let done = self.submit(job, answered).await?;
+        let path = Arc::clone(&self.path);
+        let commit = async move {
+            let committed = is_committed.await.unwrap_or_else(|_| Err(gone()));
+            committed.map_err(|error| fault::named(error, &path))
+        };
+        Ok((done, Commit::new(commit)))
+    }
+
+    /// Lets the thread do the job, and returns what it answers.
+    async fn submit<T>(
+        &self,
+        job: Job,
+        answered: oneshot::Receiver<Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let answer = async {
+            let jobs = self
+                .jobs
+                .as_ref()
+                .ok_or_else(|| Error::store_unavailable("the store is closed"))?;
+            match timeout(QUEUE_TIMEOUT, jobs.send(job)).await {
+                Ok(Ok(())) => answered.await.unwrap_or_else(|_| Err(gone())),
+                Ok(Err(_)) => Err(gone()),
+                Err(_) => Err(Error::store_unavailable("the store's queue is full")),
+            }
+        };
+        answer.await.map_err(|error| fault::named(error, &self.path))
+    }
+}
+
+/// A job that does `work` in a savepoint and hands what came of it to `answer`.
+fn job<T: Send + 'static>(
+    work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    answer: impl FnOnce(Result<T, Error>) -> Answer + Send + 'static,
+) -> Job {
+    Box::new(move |connection| {
+        let result = connection.clone().and_then(|connection| in_savepoint(connection, work));
+        let is_undone = result.is_err() && connection.is_ok_and(is_rolled_back);
+        let answer = answer(result);
+        if is_undone {
+            // It has taken the transaction with it, so its own error is all that there is to say.
+            return Box::new(move |_| answer(Ok(())));
+        }
+        answer
+    })
+}
+
+fn gone() -> Error {
+    Error::store_unavailable("the store's thread is gone")
 }
 
 impl Drop for Worker {

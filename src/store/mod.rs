@@ -19,6 +19,7 @@ use async_trait::async_trait;
 
 use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
+use crate::commit::Commit;
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, ProviderKeyId, StreamId, VariantId};
 use crate::provider_key::{NewKey, ProviderKey};
@@ -38,9 +39,10 @@ pub const KEYS_MAX: usize = 32;
 pub trait Store: Send + Sync + 'static {
     /// Decides which bot answers and makes the rows that the generation will write to.
     ///
-    /// When it has returned [`Begun::New`], the user's message (if there is one) is saved and the conversation's head,
-    /// and the reply exists as a variant in state `streaming`, which nobody but the holder of the write token can
-    /// write. For a [`Place::Nowhere`] no row exists and only the bot was decided.
+    /// When it has returned [`Begun::New`], the user's message (if there is one) is there and the conversation's head, and
+    /// the reply exists as a variant in state `streaming`, which nobody but the holder of the write token can write. They are
+    /// saved when the [`Commit`] says so; before that nobody is to be told of them. For a [`Place::Nowhere`] no row exists and
+    /// only the bot was decided.
     ///
     /// Called again with the same user and stream id it changes nothing and returns [`Begun::Existing`], or fails with
     /// `StreamIdReused` if the fingerprint is another one. Of any number of concurrent calls with one stream id exactly
@@ -52,7 +54,7 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// `BotNotFound`, `NoBot`, `ConversationNotFound`, `MessageNotFound`, `VariantNotFound`, `NotRerollable`,
     /// `StreamIdReused`, `StoreUnavailable`.
-    async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<Begun, Error>;
+    async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<(Begun, Commit), Error>;
 
     /// Ends the generation that was begun with `finish.write_token`, as the table of states in the design has it.
     ///
@@ -230,8 +232,14 @@ pub trait Store: Send + Sync + 'static {
     /// `KeyNotFound`, `StoreUnavailable`.
     async fn delete_key(&self, caller: &Principal, id: ProviderKeyId) -> Result<(), Error>;
 
-    /// For the start of a process that keeps no journal: ends as interrupted whatever is still streaming, and returns how
-    /// much that was. A store that other processes write to as well leaves it to `expires_at`, as here.
+    /// Whether nobody else writes to it. Then what a process has begun and not come to record is ended by
+    /// [`Store::interrupt_orphans`] when the next one starts.
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
+    /// For the start of a process: ends as interrupted whatever is still streaming, and returns how much that was. A store
+    /// that other processes write to as well leaves it to `expires_at`, as here.
     ///
     /// # Errors
     /// `StoreUnavailable`.

@@ -53,7 +53,7 @@ impl Story {
     }
 
     async fn begin_with(&self, begin: &Begin) -> New {
-        match self.store.begin(&self.user, begin).await.unwrap() {
+        match begun(&self.store, &self.user, begin).await.unwrap() {
             Begun::New(new) => {
                 let variant = new.rows.as_ref().map(|rows| rows.variant_id);
                 let tokens = variant.map(|id| (id, begin.write_token.clone()));
@@ -130,6 +130,13 @@ impl Story {
         };
         tree.path.iter().map(text).collect()
     }
+}
+
+/// What has begun, when it is safe.
+async fn begun(store: &Arc<dyn Store>, user: &Principal, begin: &Begin) -> Result<Begun, Error> {
+    let (begun, commit) = store.begin(user, begin).await?;
+    commit.wait().await?;
+    Ok(begun)
 }
 
 async fn bot(store: &Arc<dyn Store>, user: &Principal, settings: BotSettings) -> BotId {
@@ -285,7 +292,7 @@ async fn a_refused_turn_leaves_nothing(store: Arc<dyn Store>) {
     );
     assert!(store.find_stream(&story.user, &request.stream_id).await.unwrap().is_none());
     assert!(
-        matches!(store.begin(&story.user, &again(&request)).await.unwrap(), Begun::New(_)),
+        matches!(begun(&store, &story.user, &again(&request)).await.unwrap(), Begun::New(_)),
         "the name is free"
     );
 }
@@ -401,7 +408,7 @@ async fn the_path_has_active_texts_only_and_only_as_much_as_can_matter(store: Ar
     }
     let place = story.reply(None, "and now?");
     let Begun::New(new) =
-        store.begin(&story.user, &Begin { bot_id, ..begin(place) }).await.unwrap()
+        begun(&store, &story.user, &Begin { bot_id, ..begin(place) }).await.unwrap()
     else {
         panic!()
     };
@@ -411,7 +418,7 @@ async fn the_path_has_active_texts_only_and_only_as_much_as_can_matter(store: Ar
     assert_eq!(new.path[new.path.len() - 2].content, "reply number 9");
     let place = story.reply(None, &"x".repeat(1_000));
     let Begun::New(new) =
-        store.begin(&story.user, &Begin { bot_id, ..begin(place) }).await.unwrap()
+        begun(&store, &story.user, &Begin { bot_id, ..begin(place) }).await.unwrap()
     else {
         panic!()
     };
@@ -424,7 +431,7 @@ async fn one_of_fifty_begins_is_new(store: Arc<dyn Store>) {
     let begins: Vec<_> = (0..50)
         .map(|_| {
             let (story, request) = (Arc::clone(&story), request.clone());
-            tokio::spawn(async move { story.store.begin(&story.user, &request).await.unwrap() })
+            tokio::spawn(async move { begun(&story.store, &story.user, &request).await.unwrap() })
         })
         .collect();
     let mut new = 0;
@@ -439,7 +446,7 @@ async fn one_of_fifty_begins_is_new(store: Arc<dyn Store>) {
     assert_eq!(new, 1);
     assert_eq!(store.read_tree(&story.user, story.id).await.unwrap().messages.len(), 2);
     let other = begin_as("same".parse().unwrap(), "two", story.reply(None, "u0"));
-    assert_eq!(code(store.begin(&story.user, &other).await), Code::StreamIdReused);
+    assert_eq!(code(begun(&store, &story.user, &other).await), Code::StreamIdReused);
 }
 
 async fn two_turns_at_once_are_both_kept(store: Arc<dyn Store>) {
@@ -511,18 +518,18 @@ async fn a_reroll_in_two_steps(store: Arc<dyn Store>) {
     assert_eq!(story.reads().await, ["u0", "a0"]);
     let place = |variant_id| Place::Announced { variant_id, conversation_id: None };
     let wrong = begin_as(two.stream_id.clone(), "one", place(one.variant_id));
-    assert_eq!(code(store.begin(&story.user, &wrong).await), Code::VariantNotFound);
+    assert_eq!(code(begun(&store, &story.user, &wrong).await), Code::VariantNotFound);
     let unannounced = begin_as(StreamId::random(), "one", place(one.variant_id));
-    assert_eq!(code(store.begin(&story.user, &unannounced).await), Code::VariantNotFound);
+    assert_eq!(code(begun(&store, &story.user, &unannounced).await), Code::VariantNotFound);
     let elsewhere = begin_as(one.stream_id.clone(), "one", story.reply(None, "u1"));
-    assert_eq!(code(store.begin(&story.user, &elsewhere).await), Code::StreamIdReused);
+    assert_eq!(code(begun(&store, &story.user, &elsewhere).await), Code::StreamIdReused);
 
     let right = begin_as(one.stream_id.clone(), "one", place(one.variant_id));
     let new = story.begin_with(&right).await;
     assert_eq!(new.path.iter().map(|beat| beat.content.as_str()).collect::<Vec<_>>(), ["u0"]);
     let rows = new.rows.unwrap();
     assert_eq!((rows.variant_id, rows.message_id), (one.variant_id, told));
-    assert!(matches!(store.begin(&story.user, &right).await.unwrap(), Begun::Existing(_)));
+    assert!(matches!(begun(&store, &story.user, &right).await.unwrap(), Begun::Existing(_)));
     story.finish(&rows, Outcome::Complete, "another").await;
     assert_eq!(story.reads().await, ["u0", "another"]);
     let saved = store.find_stream(&story.user, &one.stream_id).await.unwrap().unwrap();
@@ -558,13 +565,8 @@ async fn what_a_stream_wrote_is_found_whole(store: Arc<dyn Store>) {
     let announced = store.announce_reroll(&story.user, &by_stream, None).await.unwrap();
     assert_eq!(announced.message_id, rows.message_id);
     let place = story.reply(None, "u1");
-    let Begun::New(new) = store
-        .begin(&story.user, &begin_as("temp-stream-7".parse().unwrap(), "one", place))
-        .await
-        .unwrap()
-    else {
-        panic!()
-    };
+    let second = begin_as("temp-stream-7".parse().unwrap(), "one", place);
+    let Begun::New(new) = begun(&store, &story.user, &second).await.unwrap() else { panic!() };
     let by_bare_name = MessageRef::Stream("7".parse().unwrap());
     let announced = store.announce_reroll(&story.user, &by_bare_name, None).await.unwrap();
     assert_eq!(announced.message_id, new.rows.unwrap().message_id);
@@ -573,13 +575,13 @@ async fn what_a_stream_wrote_is_found_whole(store: Arc<dyn Store>) {
 async fn bots_are_resolved_in_order(store: Arc<dyn Store>) {
     let user = principal(Uuid::now_v7());
     let nowhere = || begin(Place::Nowhere);
-    assert_eq!(code(store.begin(&user, &nowhere()).await), Code::NoBot);
+    assert_eq!(code(begun(&store, &user, &nowhere()).await), Code::NoBot);
     let named = |name: &str, is_default| BotSettings {
         name: name.to_owned(),
         is_default,
         ..BotSettings::demo()
     };
-    let answers = async |request: Begin| match store.begin(&user, &request).await.unwrap() {
+    let answers = async |request: Begin| match begun(&store, &user, &request).await.unwrap() {
         Begun::New(new) => new.bot.settings.name,
         Begun::Existing(saved) => panic!("{saved:?}"),
     };
@@ -604,7 +606,7 @@ async fn bots_are_resolved_in_order(store: Arc<dyn Store>) {
     let others = bot(&store, &stranger, named("others", true)).await;
     for wrong in [others, bound] {
         assert_eq!(
-            code(store.begin(&user, &Begin { bot_id: Some(wrong), ..reply() }).await),
+            code(begun(&store, &user, &Begin { bot_id: Some(wrong), ..reply() }).await),
             Code::BotNotFound
         );
         assert_eq!(
@@ -628,10 +630,13 @@ async fn nothing_of_others_is_there(store: Arc<dyn Store>) {
     assert_eq!(code(store.read_tree(&stranger, story.id).await), no_conversation);
     assert_eq!(code(store.patch_conversation(&stranger, story.id, &patch).await), no_conversation);
     assert_eq!(code(store.delete_conversation(&stranger, story.id).await), no_conversation);
-    assert_eq!(code(store.begin(&stranger, &begin(story.reply(None, "x"))).await), no_conversation);
+    assert_eq!(
+        code(begun(&store, &stranger, &begin(story.reply(None, "x"))).await),
+        no_conversation
+    );
     for reference in [MessageRef::Id(message), MessageRef::Stream(stream_id.clone())] {
         let reroll = begin(Place::Reroll { message: reference.clone() });
-        assert_eq!(code(store.begin(&stranger, &reroll).await), Code::MessageNotFound);
+        assert_eq!(code(begun(&store, &stranger, &reroll).await), Code::MessageNotFound);
         assert_eq!(
             code(store.announce_reroll(&stranger, &reference, None).await),
             Code::MessageNotFound
@@ -795,7 +800,7 @@ fn new_key(provider: &str, origin: &str, sealed: &str) -> NewKey {
 
 /// Origin and sealed form of the keys that a turn gets which belongs nowhere, sorted.
 async fn sealed_keys(store: &Arc<dyn Store>, user: &Principal) -> Vec<(String, String)> {
-    let Begun::New(new) = store.begin(user, &begin(Place::Nowhere)).await.unwrap() else {
+    let Begun::New(new) = begun(store, user, &begin(Place::Nowhere)).await.unwrap() else {
         panic!()
     };
     let mut keys: Vec<_> = new.keys.into_iter().map(|key| (key.origin, key.sealed)).collect();

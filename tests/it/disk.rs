@@ -281,6 +281,31 @@ async fn with_little_room_on_the_disk_nothing_new_begins() {
     relay.finish().await;
 }
 
+/// Whatever file is the slower one: a power cut would take what is paid for already.
+#[tokio::test]
+async fn no_provider_is_asked_and_nobody_told_before_the_turn_is_on_the_disk() {
+    let provider = Provider::start().await;
+    provider.always(Script::telling(&["text"]));
+    for files in [JOURNAL, STORIES] {
+        let mut relay = TestRelay::with(&provider).start().await;
+        let user = relay.user().await;
+        relay.kill().await;
+        // The start flushes both once, and in the journal once more; a new story is one flush of the stories.
+        let slow = "delay_enter=500000";
+        let slow = Faults { calls: FLUSHES, fault: slow, first: 2, goes_on: false, files };
+        assert!(relay.start_under(&slow.command(relay.data())).await);
+        let story = user.conversation().await;
+        let asked = provider.requests().len() + 1;
+        assert!(!has_struck(relay.data()));
+        let (told, ()) = tokio::join!(user.told(story, "question"), async {
+            provider.asked(asked).await;
+            assert!(has_struck(relay.data()), "{files:?}: it was asked before");
+        });
+        assert_eq!(told["saved"], true);
+        relay.finish().await;
+    }
+}
+
 /// Stories that cannot be written while the journal can are a database that is away.
 #[tokio::test]
 async fn stories_on_a_disk_of_their_own_that_is_full_are_a_database_that_is_away() {

@@ -193,7 +193,7 @@ async fn a_begin_whose_answer_is_lost_is_repeated_as_the_same_call() {
         expires_at: Timestamp::MAX,
         write_token: SecretString::from("token"),
     };
-    let begun = store(&postgrest, None).begin(&user(), &begin).await.unwrap();
+    let (begun, _) = store(&postgrest, None).begin(&user(), &begin).await.unwrap();
     assert!(matches!(begun, Begun::New(_)));
     let attempts: Vec<_> =
         postgrest.requests().iter().map(|request| request.body["attempt"].clone()).collect();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Faults {
     /// The calls, as `strace -e trace` has them.
     pub(crate) calls: &'static str,
-    /// What happens to them, as `strace -e inject` has it: `error=EIO`, `signal=SIGKILL`.
+    /// What happens to them, as `strace -e inject` has it: `error=EIO`, `signal=SIGKILL`, `delay_enter=1000`.
     pub(crate) fault: &'static str,
     /// The first that it happens to, counted from 1 by each thread for itself.
     pub(crate) first: usize,
@@ -37,9 +37,10 @@ impl Faults {
     }
 }
 
-/// Whether the last relay on this data folder met a fault.
+/// Whether the last relay on this data folder met a fault, and it is over.
 pub(crate) fn has_struck(data: &Path) -> bool {
-    std::fs::read_to_string(trace(data)).unwrap().contains("INJECTED")
+    let trace = std::fs::read_to_string(trace(data)).unwrap();
+    ["INJECTED", "DELAYED"].iter().any(|mark| trace.contains(mark))
 }
 
 fn trace(data: &Path) -> PathBuf {

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, sink};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,10 @@ use seldom::Seldom;
 
 /// Connections at once. Each generation needs one for its reader; the rest is for everything else.
 const CONNECTIONS_MAX: usize = 16_000;
+
+/// Connections that may wait to be accepted. The kernel drops more without a word, and whoever was dropped tries again after a
+/// second.
+const BACKLOG: u32 = 4_096;
 
 /// What all bodies that are being read may hold together, in bytes: a hundred of the longest, tens of thousands of the
 /// usual.
@@ -112,6 +116,18 @@ impl Limits {
         }
         Self { connections, ..Self::default() }
     }
+}
+
+/// Listens there.
+///
+/// # Errors
+/// What the system says of the address.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // So that a relay that is started again need not wait for connections of the last one to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves connections until `closing`, then lets those that exist finish what they are at.

@@ -332,7 +332,8 @@ mod tests {
         file.reserve(wish("a", 1, 20)).await.unwrap().unwrap();
         let wish_again = Wish { attempt: second.clone(), ..wish("a", 1, 50) };
         file.reserve(wish_again).await.unwrap().unwrap();
-        file.begin(&second.name, &write_token).await.unwrap();
+        let (_, commit) = file.begin(&second.name, &write_token).await.unwrap();
+        commit.wait().await.unwrap();
         file.write(settle_all).await.unwrap();
         // The first in full, and of the second the prompt.
         assert_eq!(file.reserve(wish("b", 1, 51)).await.unwrap(), Err(30 + 10));

@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::clock;
+use crate::commit::Commit;
 use crate::error::Error;
 use crate::id::UserId;
 use crate::outbox::{self, Entry, Listed, Name, Outbox, Retry, Room};
@@ -141,6 +142,17 @@ impl JournalFile {
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         self.database.write(work).await.map_err(|error| broken(&error))
+    }
+
+    /// As [`Self::write`], but returns when `work` is done, which the [`Commit`] says whether it stays.
+    async fn write_ahead<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<(T, Commit), Error> {
+        let written = self.database.write_ahead(work).await;
+        let (done, commit) = written.map_err(|error| broken(&error))?;
+        let commit = async move { commit.wait().await.map_err(|error| broken(&error)) };
+        Ok((done, Commit::new(commit)))
     }
 
     async fn read<T: Send + 'static>(

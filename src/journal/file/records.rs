@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::batch::{self, PieceRef};
 use super::{JournalFile, json, ledger, unreadable};
 use crate::clock;
+use crate::commit::Commit;
 use crate::error::Error;
 use crate::event::{Failure, Kind};
 use crate::journal::recorder::{Piece, RecordId, Records};
@@ -27,9 +28,13 @@ const ROW_LEN: u64 = 64;
 
 #[async_trait]
 impl Records for JournalFile {
-    async fn begin(&self, name: &Name, write_token: &SecretString) -> Result<RecordId, Error> {
+    async fn begin(
+        &self,
+        name: &Name,
+        write_token: &SecretString,
+    ) -> Result<(RecordId, Commit), Error> {
         let (name, write_token) = (name.clone(), write_token.clone());
-        self.write(move |connection| {
+        self.write_ahead(move |connection| {
             let id = connection
                 .prepare_cached(
                     "insert into records (owner, stream_id, write_token) values (?1, ?2, ?3) returning id",
@@ -184,7 +189,9 @@ mod tests {
     }
 
     async fn begin(file: &JournalFile, at: usize) -> RecordId {
-        file.begin(&name(at), &token(at)).await.unwrap()
+        let (record, commit) = file.begin(&name(at), &token(at)).await.unwrap();
+        commit.wait().await.unwrap();
+        record
     }
 
     fn piece(record: RecordId, begin: usize, kind: Kind, text: &str) -> Piece {

@@ -13,6 +13,7 @@ use super::wire::{self, WireBegun, WireKeys};
 use super::{CONTRACT_VERSION, Fault, Functions};
 use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
+use crate::commit::Commit;
 use crate::error::{Code, Error};
 use crate::id::{
     BotId, ConversationId, MessageId, MessageRef, ProviderKeyId, StreamId, VariantId, call_id,
@@ -127,7 +128,7 @@ struct Version {
 
 #[async_trait]
 impl<F: Functions> Store for FunctionStore<F> {
-    async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<Begun, Error> {
+    async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<(Begun, Commit), Error> {
         let arguments = json!({
             "stream_id": begin.stream_id,
             "fingerprint": begin.fingerprint,
@@ -141,7 +142,8 @@ impl<F: Functions> Store for FunctionStore<F> {
             "fallback_bot": self.demo_bot,
             "write_token_hash": text::hex(&hash(&begin.write_token)),
         });
-        self.repeatable::<WireBegun>(caller, "relay_begin", &arguments).await.map(Begun::from)
+        let begun = self.repeatable::<WireBegun>(caller, "relay_begin", &arguments).await?;
+        Ok((Begun::from(begun), Commit::done()))
     }
 
     async fn finish(&self, finish: &Finish) -> Result<Finished, Error> {

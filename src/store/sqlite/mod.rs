@@ -24,6 +24,7 @@ use super::{
 };
 use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
+use crate::commit::Commit;
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, MessageRef, ProviderKeyId, StreamId, VariantId};
 use crate::provider_key::{NewKey, ProviderKey};
@@ -79,10 +80,12 @@ impl SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<Begun, Error> {
+    async fn begin(&self, caller: &Principal, begin: &Begin) -> Result<(Begun, Commit), Error> {
         let (user, begin, demo_bot) = (caller.user(), begin.clone(), self.demo_bot.clone());
         self.database
-            .write(move |connection| begin::begin(connection, user, &begin, demo_bot.as_deref()))
+            .write_ahead(move |connection| {
+                begin::begin(connection, user, &begin, demo_bot.as_deref())
+            })
             .await
     }
 
@@ -249,6 +252,10 @@ impl Store for SqliteStore {
     async fn delete_key(&self, caller: &Principal, id: ProviderKeyId) -> Result<(), Error> {
         let user = caller.user();
         self.database.write(move |connection| keys::delete(connection, user, id)).await
+    }
+
+    fn is_exclusive(&self) -> bool {
+        true
     }
 
     async fn interrupt_orphans(&self) -> Result<u64, Error> {
