@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 macro_rules! codes {
@@ -120,13 +121,14 @@ pub struct Error {
     code: Code,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
-    detail: Option<std::sync::Arc<str>>,
+    words: Option<Arc<str>>,
+    detail: Option<Arc<str>>,
 }
 
 impl Error {
     /// `message` is a sentence for the client that says what to do; it must not hold a secret or an internal detail.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), retry_after: None, detail: None }
+        Self { code, message: message.into(), retry_after: None, words: None, detail: None }
     }
 
     /// A fault of the relay's own. The client learns that it happened, the operator's log what it was.
@@ -170,6 +172,13 @@ impl Error {
         self
     }
 
+    /// Adds, for the client alone, a sentence with somebody else's words, who may repeat what users wrote: no log ever has it.
+    #[must_use]
+    pub fn with_words(mut self, words: &str) -> Self {
+        self.words = Some(words.into());
+        self
+    }
+
     /// Adds the time before which it makes no sense to try again.
     #[must_use]
     pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
@@ -185,8 +194,11 @@ impl Error {
 
     /// What went wrong and what to do, for the client.
     #[must_use]
-    pub fn message(&self) -> &str {
-        &self.message
+    pub fn message(&self) -> Cow<'_, str> {
+        match &self.words {
+            None => Cow::Borrowed(&self.message),
+            Some(words) => Cow::Owned(format!("{} {words}", self.message)),
+        }
     }
 
     /// What went wrong, for the operator.

@@ -244,7 +244,7 @@ impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         Self {
             code: error.code().as_str().into(),
-            message: error.message().to_owned().into(),
+            message: error.message().into_owned().into(),
             retryable: error.code().is_retryable(),
         }
     }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::beside::Beside;
+use crate::bot::Reasoning;
 use crate::ending;
 use crate::error::{Code, Error};
 use crate::event::{Failure, Start, Usage};
@@ -65,8 +66,11 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
         .unwrap_or_else(|_| Ending::Failed(Error::internal("the task of a generation panicked")));
     log_ending(&start, &call, &ending);
 
+    let hidden_len = batch.hidden_len();
     let is_lost = matches!(ending, Ending::Lost);
-    let usage = usage(&ending, &call, &writer, batch.hidden_len()).await;
+    let usage = usage(&ending, &call, &writer, hidden_len).await;
+    let thinks = call.request.reasoning.is_some_and(|reasoning| reasoning != Reasoning::Off);
+    let has_hidden_thoughts = thinks && hidden_len == 0 && writer.texts().0.is_empty();
     let (conclusion, unread) = conclude(ending, usage, is_announced);
     let end = if is_lost {
         None
@@ -74,7 +78,7 @@ pub(crate) async fn run(relay: &Relay, generation: Generation, permit: Permit, w
         Box::pin(ending::save(relay, &writer, write_token, &conclusion)).await
     };
     // Whoever sees the end may ask for the next answer at once.
-    spending::settle(relay, permit, &conclusion).await;
+    spending::settle(relay, permit, &conclusion, has_hidden_thoughts).await;
     match end {
         Some(end) => writer.end(end),
         None => writer.lose(),
@@ -205,7 +209,8 @@ fn log_ending(start: &Start, call: &Call, ending: &Ending) {
     let (stream_id, provider) = (&start.stream_id, call.target.name());
     match ending {
         Ending::Complete(completed, _) => {
-            info!(%stream_id, provider, finish_reason = %completed.finish_reason, "generation complete");
+            let finish_reason = known_reason(&completed.finish_reason);
+            info!(%stream_id, provider, finish_reason, "generation complete");
         }
         Ending::Stopped => info!(%stream_id, provider, "generation stopped"),
         Ending::Interrupted => info!(%stream_id, provider, "generation interrupted"),
@@ -225,6 +230,12 @@ fn no_first_token(time: Duration) -> Error {
             time.as_secs_f64()
         ),
     )
+}
+
+/// The finish reason, if it is one of OpenAI's words: others may be anybody's, and are not for the log.
+fn known_reason(finish_reason: &str) -> &'static str {
+    let known = ["stop", "length", "content_filter", "tool_calls"];
+    known.into_iter().find(|known| *known == finish_reason).unwrap_or("other")
 }
 
 fn stalled(time: Duration) -> Error {

@@ -17,7 +17,7 @@ use crate::seal::Binding;
 /// origin of `base_url`.
 ///
 /// # Errors
-/// `Unsupported`, if the operator has set no master key; `TooManyKeys`, `StoreUnavailable`.
+/// `Unsupported`, if the operator has set no master key; `InvalidRequest`, `TooManyKeys`, `StoreUnavailable`.
 pub async fn keep(
     relay: &Relay,
     caller: &Principal,
@@ -26,7 +26,7 @@ pub async fn keep(
     key: &SecretString,
 ) -> Result<ProviderKey, Error> {
     let master_keys = relay.master_keys.as_ref().ok_or_else(no_master_key)?;
-    let origin = origin(base_url);
+    let origin = origin(&provider, base_url)?;
     let binding = Binding { user: caller.user(), provider: &provider, origin: &origin };
     let sealed = master_keys.seal(key, &binding)?;
     let last4 = provider_key::last4(key);
@@ -47,10 +47,7 @@ pub(crate) fn open(
     bot: &BotSettings,
     keys: Vec<SealedKey>,
 ) -> Result<Option<SecretString>, Error> {
-    let origin = match bot.provider.as_str() {
-        CUSTOM => origin(bot.base_url.as_deref()),
-        _ => String::new(),
-    };
+    let origin = origin(&bot.provider, bot.base_url.as_deref())?;
     let Some(key) = keys.into_iter().find(|key| key.origin == origin) else { return Ok(None) };
     let binding = Binding { user: caller.user(), provider: &bot.provider, origin: &origin };
     let provider = &bot.provider;
@@ -81,9 +78,21 @@ async fn reseal(relay: Arc<Relay>, caller: Principal, key: SealedKey, newly: Str
 }
 
 /// The origin that a key is bound to; empty where the provider's address is not the caller's word.
-fn origin(base_url: Option<&str>) -> String {
-    let url = base_url.and_then(|base_url| Url::parse(base_url).ok());
-    url.as_ref().map(provider_key::origin).unwrap_or_default()
+///
+/// # Errors
+/// `InvalidRequest`, if such an address has none: a key that is bound to nothing would go everywhere.
+fn origin(provider: &str, base_url: Option<&str>) -> Result<String, Error> {
+    if provider != CUSTOM {
+        return Ok(String::new());
+    }
+    let url = base_url.and_then(|base_url| Url::parse(base_url.trim()).ok());
+    let url = url.filter(Url::has_host).ok_or_else(|| {
+        Error::new(
+            Code::InvalidRequest,
+            "`base_url` of provider `custom` must be an https address.",
+        )
+    })?;
+    Ok(provider_key::origin(&url))
 }
 
 fn no_master_key() -> Error {

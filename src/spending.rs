@@ -9,11 +9,10 @@ use crate::limits::tokens::{Attempt, Estimate, Used};
 use crate::outbox::Name;
 use crate::prompt;
 use crate::relay::Relay;
-use crate::store::Conclusion;
+use crate::store::{Conclusion, Outcome};
 
-/// What is set aside for an answer of which nobody says how long it may be: long ones are half of it. One that is longer
-/// still is counted as it is.
-const ANSWER_TOKENS: u64 = 4_096;
+/// How long an answer may be of which nobody says so, in tokens: long ones are half of it.
+const ANSWER_TOKENS: u32 = 4_096;
 
 /// What a provider says, or is said of it, that has not begun to answer, and charges nothing.
 const FREE: [Code; 6] = [
@@ -25,7 +24,13 @@ const FREE: [Code; 6] = [
     Code::ProviderRejected,
 ];
 
-/// Sets aside what an answer may cost to a prompt of so many tokens.
+/// How many tokens an answer may have where tokens are counted and nobody says so: nobody could set aside what has no bound.
+/// As far as the bot's context has room for as much of a prompt.
+pub(crate) fn answer_tokens(context_size: u32) -> u32 {
+    ANSWER_TOKENS.min(context_size / 2).max(1)
+}
+
+/// Sets aside what an answer of at most so many tokens may cost to a prompt of so many.
 ///
 /// # Errors
 /// `BudgetExceeded`; `Internal` of the book's disk, which ends the process.
@@ -34,9 +39,9 @@ pub(crate) async fn reserve(
     caller: &Principal,
     permit: &mut Permit,
     prompt: u64,
-    max_tokens: Option<u32>,
+    answer: u32,
 ) -> Result<(), Error> {
-    let estimate = Estimate { prompt, answer: max_tokens.map_or(ANSWER_TOKENS, u64::from) };
+    let estimate = Estimate { prompt, answer: u64::from(answer) };
     let reserved = permit.reserve(caller, estimate).await;
     reserved.inspect_err(|error| fail_if_broken(relay, error))
 }
@@ -50,9 +55,24 @@ pub(crate) fn attempt(writer: &Writer) -> Attempt {
     }
 }
 
-/// Settles by how the generation ended, unless whoever has taken it over has, and gives the permit back.
-pub(crate) async fn settle(relay: &Relay, permit: Permit, conclusion: &Conclusion) {
-    give_back(relay, permit, used(conclusion).unwrap_or(Used::All)).await;
+/// Settles by how the generation ended, unless whoever has taken it over has, and gives the permit back. A model that was
+/// broken off and `has_hidden_thoughts`, which its provider does not pass on and nobody can count, is taken to have used all
+/// that was set aside.
+pub(crate) async fn settle(
+    relay: &Relay,
+    permit: Permit,
+    conclusion: &Conclusion,
+    has_hidden_thoughts: bool,
+) {
+    let is_broken_off = conclusion.outcome != Outcome::Complete;
+    let used = match used(conclusion) {
+        Some(Used::Counted { estimated: true, .. }) if is_broken_off && has_hidden_thoughts => {
+            Used::All
+        }
+        Some(used) => used,
+        None => Used::All,
+    };
+    give_back(relay, permit, used).await;
 }
 
 /// Gives the permit back, with what came of it.

@@ -221,6 +221,7 @@ async fn prepare(
     };
     let bot = bot.clone();
     let has_budget = relay.limits.has_budget(caller);
+    let answer_tokens = max_tokens.unwrap_or_else(|| spending::answer_tokens(bot.context_size));
     // Counting tokens takes a millisecond for some ten thousand characters: too long for a thread that streams.
     let assemble = move || {
         let additions =
@@ -228,14 +229,15 @@ async fn prepare(
         let mut beats = ask.messages.unwrap_or(path);
         beats.extend(said);
         let messages = prompt::assemble(&bot, &additions, beats, max_tokens)?;
-        let tokens = has_budget.then(|| prompt::count_prompt(&messages));
-        Ok::<_, Error>((messages, tokens))
+        let prompt_tokens = has_budget.then(|| prompt::count_prompt(&messages));
+        Ok::<_, Error>((messages, prompt_tokens))
     };
-    let (messages, tokens) =
+    let (messages, prompt_tokens) =
         tokio::task::spawn_blocking(assemble).await.map_err(Error::internal)??;
-    if let Some(tokens) = tokens {
-        spending::reserve(relay, caller, permit, tokens, max_tokens).await?;
+    if let Some(prompt_tokens) = prompt_tokens {
+        spending::reserve(relay, caller, permit, prompt_tokens, answer_tokens).await?;
     }
+    let max_tokens = if has_budget { Some(answer_tokens) } else { max_tokens };
     Ok(Call { target, request: Request { model, messages, max_tokens, temperature, reasoning } })
 }
 

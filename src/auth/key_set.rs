@@ -86,7 +86,10 @@ impl KeySet {
                     last.has_set = true;
                 }
                 Err(reason) => {
-                    warn!(url = %self.url, reason, "key set cannot be fetched; known keys go on working");
+                    warn!(
+                        host = self.url.host_str(),
+                        reason, "key set cannot be fetched; known keys go on working"
+                    );
                 }
             }
             // Whoever asked while this fetch ran asks again if it did not help.

@@ -181,12 +181,14 @@ impl<'a> Reader<'a> {
 
     pub(super) fn providers(&mut self) -> Vec<Added> {
         let mut providers: Vec<Added> = Vec::new();
-        for pair in self.list("RELAY_PROVIDERS") {
-            match provider(&pair) {
+        for (at, pair) in self.list("RELAY_PROVIDERS").iter().enumerate() {
+            match provider(pair) {
                 Some(added) if providers.iter().all(|known| known.name != added.name) => providers.push(added),
                 Some(added) => self.faults.push(format!("RELAY_PROVIDERS names `{}` twice.", added.name)),
+                // Not repeated: somebody may have put a password into it.
                 None => self.faults.push(format!(
-                    "RELAY_PROVIDERS has `{pair}`. It must be name=base_url, with a name of a-z 0-9 - that is neither `custom` nor `demo`, and an http or https address without a query."
+                    "RELAY_PROVIDERS is wrong in its entry {}. It must be name=base_url, with a name of a-z 0-9 - that is neither `custom` nor `demo`, and an http or https address without a user name, a password or a query.",
+                    at + 1
                 )),
             }
         }

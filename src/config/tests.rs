@@ -182,6 +182,10 @@ fn anonymous_users_have_half_of_what_others_have_unless_that_is_set() {
 
 #[test]
 fn secrets_are_not_in_faults_or_debug_output() {
+    let with_password = "a=https://x.example,b=https://user:canary@y.example/v1";
+    let faults = read(Mode::Dev, &[("RELAY_PROVIDERS", with_password)]).unwrap_err();
+    assert!(faults[0].contains("RELAY_PROVIDERS") && faults[0].contains("entry 2"), "{faults:?}");
+    assert!(!faults[0].contains("canary"), "{faults:?}");
     let master_key = URL_SAFE_NO_PAD.encode([7; 32]);
     let pair = format!("k1:{master_key}");
     let config = read(

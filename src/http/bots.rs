@@ -24,6 +24,9 @@ const NAME_CHARS_MAX: usize = 200;
 /// The longest system prompt, in bytes: some 60,000 tokens, which is more than leaves room for a story.
 const SYSTEM_PROMPT_LEN_MAX: usize = 256 << 10;
 
+/// The largest context, in tokens: as much as any model has, or nearly, and some 8 MiB of text to put together.
+const CONTEXT_SIZE_MAX: u32 = 2 << 20;
+
 /// `GET /v1/bots`
 pub(super) async fn list(
     State(relay): State<Arc<Relay>>,
@@ -102,7 +105,7 @@ pub(super) fn check(settings: BotSettings, providers: &Providers) -> Result<BotS
         name: clean(&settings.name),
         model: clean(&settings.model),
         system_prompt: clean(&settings.system_prompt),
-        base_url: settings.base_url.as_deref().map(clean),
+        base_url: settings.base_url.as_deref().map(|url| clean(url).trim().to_owned()),
         ..settings
     };
     let is_name = |name: &str| !name.trim().is_empty() && name.chars().count() <= NAME_CHARS_MAX;
@@ -124,6 +127,9 @@ pub(super) fn check(settings: BotSettings, providers: &Providers) -> Result<BotS
         return Err(invalid(format!(
             "`system_prompt` is longer than {SYSTEM_PROMPT_LEN_MAX} bytes."
         )));
+    }
+    if settings.context_size > CONTEXT_SIZE_MAX {
+        return Err(invalid(format!("`context_size` must be at most {CONTEXT_SIZE_MAX}.")));
     }
     if settings.context_size == 0
         || settings.max_tokens.is_some_and(|max_tokens| max_tokens >= settings.context_size)

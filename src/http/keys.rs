@@ -68,7 +68,7 @@ pub(super) async fn delete(
 
 /// The body, cleaned, if it can be kept.
 pub(super) fn check(body: Body, providers: &Providers) -> Result<Body, Error> {
-    let base_url = body.base_url.as_deref().map(|url| text::clean(url).into_owned());
+    let base_url = body.base_url.as_deref().map(|url| text::clean(url).trim().to_owned());
     let body = Body { base_url: base_url.filter(|url| !url.is_empty()), ..body };
     let names = providers.names_with_keys();
     if !names.contains(&body.provider.as_str()) {

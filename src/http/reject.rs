@@ -96,7 +96,7 @@ struct Body<'a> {
 
 /// The JSON that a client gets for `error`.
 pub(super) fn envelope(error: &Error, request_id: &str) -> String {
-    let body = Body { code: error.code().as_str(), message: error.message(), request_id };
+    let body = Body { code: error.code().as_str(), message: &error.message(), request_id };
     serde_json::to_string(&Envelope { error: body }).unwrap_or_default()
 }
 

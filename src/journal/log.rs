@@ -428,6 +428,12 @@ impl Log {
         self.lock().text.len()
     }
 
+    /// How much memory its text takes, in bytes.
+    pub(super) fn held_len(&self) -> usize {
+        let state = self.lock();
+        state.text.capacity() + state.runs.capacity() * size_of::<Run>()
+    }
+
     /// A panic while the lock is held cannot leave the state half changed: every change of it is one push or one
     /// assignment. So a poisoned lock is as good as any.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

@@ -85,7 +85,7 @@ impl Logs {
         }
         self.forgot_at = Some(now);
         let ended = self.claimed.iter().filter(|log| log.ended_at().is_some());
-        let mut ended_text_len: usize = ended.map(|log| log.text_len()).sum();
+        let mut ended_text_len: usize = ended.map(|log| log.held_len()).sum();
         let mut forgotten = Vec::new();
         self.claimed.retain(|log| {
             let is_over = match log.ended_at() {
@@ -95,7 +95,7 @@ impl Logs {
                 None => log.is_void(),
             };
             if is_over {
-                ended_text_len = ended_text_len.saturating_sub(log.text_len());
+                ended_text_len = ended_text_len.saturating_sub(log.held_len());
                 forgotten.push(Arc::clone(log));
             }
             !is_over

@@ -12,6 +12,10 @@ use super::recorder::{RecordId, Recorder, Recording};
 use crate::error::{Code, Error};
 use crate::event::{End, Failed, Failure, Kind, Start};
 
+/// How often an answer may go from thinking to speaking and back. Models that do both do it some ten times; each time costs
+/// memory, which its text does not show.
+const RUNS_MAX: usize = 10_000;
+
 /// What followers want of the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
@@ -97,6 +101,12 @@ impl Writer {
                 return Err(Error::new(
                     Code::AnswerTooLong,
                     "The provider sent more text than an answer can have, which is 4 MiB. What fits is kept; set `max_tokens` in the bot.",
+                ));
+            }
+            if state.runs.len() + pieces.clone().count() > RUNS_MAX {
+                return Err(Error::new(
+                    Code::AnswerTooLong,
+                    "The provider went from thinking to speaking and back more often than any model does. What had come is kept; choose another model or provider.",
                 ));
             }
             for (kind, text) in pieces.filter(|(_, text)| !text.is_empty()) {

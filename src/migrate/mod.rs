@@ -135,7 +135,7 @@ pub async fn migrate(url: &PostgresUrl) -> Result<Vec<String>, Unmigrated> {
 }
 
 async fn connect(url: &PostgresUrl) -> Result<Client, Unmigrated> {
-    match url.tls().map_err(|error| Unmigrated(error.message().to_owned()))? {
+    match url.tls().map_err(|error| Unmigrated(error.message().into_owned()))? {
         Tls::Off => {
             let (client, connection) = url.config().connect(tokio_postgres::NoTls).await?;
             drive(connection);

@@ -15,6 +15,7 @@ mod guard;
 mod habits;
 mod key_check;
 mod openai;
+mod refusal;
 mod registry;
 mod retry;
 pub mod sse;

@@ -30,8 +30,9 @@ pub(crate) use schema::Schema;
 /// work: past that it is better to say no.
 const QUEUE_LEN: usize = 1_024;
 
-/// How long to wait for a place in a full queue.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for a place in a full queue. A disk may stand still for some seconds; one that takes nothing for as long as
+/// this is broken, and a journal that cannot be written ends the process.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Takes the write lock at once: a transaction that reads first and writes then does not wait for a lock that another
 /// process holds, but fails.

@@ -194,6 +194,7 @@ async fn bots_that_could_not_answer_are_refused() {
         ("max_tokens", json!(10_000)),
         ("context_size", json!(0)),
         ("context_size", json!(-5)),
+        ("context_size", json!(2_097_153)),
         ("context_size", json!(99_999_999_999_i64)),
         ("reasoning", json!("extreme")),
         ("show_reasoning", json!("yes")),

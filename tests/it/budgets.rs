@@ -153,6 +153,32 @@ async fn the_book_is_right_however_an_answer_ends() {
     relay.finish().await;
 }
 
+/// What may be as long as it likes, or is thought and never shown, cannot be set aside or counted.
+#[tokio::test]
+async fn an_answer_has_a_bound_though_nobody_names_one_and_thoughts_that_are_broken_off_count() {
+    let provider = Provider::start().await;
+    let relay = limited(TestRelay::with(&provider)).start().await;
+    let user = user(&relay).await;
+    provider.once(costing(30));
+    user.stream(json!({"input": "Go."})).await.done().await;
+    assert_eq!(provider.last_request().body["max_tokens"], 4_096);
+    let small = user.bot(json!({"context_size": 1_000})).await;
+    provider.once(costing(30));
+    user.stream(json!({"input": "Go.", "bot_id": small})).await.done().await;
+    assert_eq!(provider.last_request().body["max_tokens"], 500, "half of it is for the prompt");
+
+    let thinker = user.bot(json!({"context_size": 2 << 20, "reasoning": "high"})).await;
+    let before = left(&user).await;
+    provider.once(Script::new().stall());
+    let body = json!({"input": "Go.", "bot_id": thinker, "max_tokens": ANSWER});
+    let reading = user.stream(body).await;
+    user.delete(&format!("/v1/streams/{}", reading.stream_id())).await;
+    drop(reading);
+    let after = comes_to(&user, |left| left < before).await;
+    assert!(before - after >= ANSWER, "{before} {after}");
+    relay.finish().await;
+}
+
 #[tokio::test]
 async fn the_book_survives_a_killed_relay() {
     let provider = Provider::start().await;

@@ -145,6 +145,21 @@ async fn an_event_without_end() {
     .await;
 }
 
+/// Each turn costs memory beside the text, of which a server that nobody knows could take a great deal.
+#[tokio::test]
+async fn an_answer_that_never_knows_whether_it_thinks_or_speaks() {
+    let provider = Provider::start().await;
+    let both = json!({"choices": [{"delta": {"reasoning_content": "t", "content": "s"}}]});
+    provider.always(Script::new().repeat(format!("data: {both}\n\n").as_bytes(), Duration::ZERO));
+    let relay = TestRelay::with(&provider).start().await;
+    let user = relay.stranger();
+    user.bot(json!({"show_reasoning": true})).await;
+    let mut reading = user.stream(json!({"input": "Go."})).await;
+    assert_eq!(reading.error().await["code"], "answer_too_long");
+    assert!(reading.text().len() <= 5_000, "{}", reading.text().len());
+    relay.finish().await;
+}
+
 #[tokio::test]
 async fn an_answer_without_end() {
     let provider = Provider::start().await;
@@ -227,8 +242,9 @@ async fn a_request_that_is_rejected_says_why_without_the_key() {
     let error = user.stream(json!({"input": "Go."})).await.error().await;
     assert_eq!(
         error["error"],
-        "The provider `scripted` rejected the request: max_tokens is too large for [key] [key]. Check the bot's settings."
+        "The provider `scripted` rejected the request (400). Check the bot's settings. It says: max_tokens is too large for [key] [key]"
     );
+    assert!(!relay.log().contains("too large"), "whoever says that may quote the prompt");
     assert_eq!((&error["code"], &error["retryable"]), (&json!("provider_rejected"), &json!(false)));
     relay.finish().await;
 }

@@ -144,7 +144,8 @@ async fn a_key_for_a_custom_address_goes_to_its_origin_alone() {
     user.asks(bot).await;
     assert_eq!(north.last_key(), None, "neither the operator's nor one for another provider");
 
-    let shown = user.gives("custom", &own("north"), json!({"base_url": north.base_url()})).await;
+    let pasted = json!({"base_url": format!("\u{a0}{}", north.base_url())});
+    let shown = user.gives("custom", &own("north"), pasted).await;
     assert_eq!(shown["base_url"], north.base_url());
     user.asks(bot).await;
     assert_eq!(north.last_key().unwrap(), own("north"));
@@ -152,6 +153,8 @@ async fn a_key_for_a_custom_address_goes_to_its_origin_alone() {
     assert_eq!(north.last_key().unwrap(), own("north"), "the origin is the same");
     move_to(south.base_url()).await;
     assert_eq!(south.last_key(), None, "another port is another origin");
+    move_to(format!("\u{a0}{} ", south.base_url())).await;
+    assert_eq!(south.last_key(), None, "however it was pasted");
 
     // Whoever lives there wants a key: the user is asked for it.
     south.once(Script::answer(401, "").end());

@@ -246,6 +246,26 @@ async fn an_event_stream_is_the_last_answer_of_its_connection() {
     here.finish().await;
 }
 
+/// What is unread when a socket is closed resets the connection, and a reset can take the end of the stream with it.
+#[tokio::test]
+async fn a_client_that_says_more_gets_the_end_of_its_stream_all_the_same() {
+    let provider = Provider::start().await;
+    let gate = Gate::new();
+    provider.always(Script::new().token("Once").gate(&gate).finish("stop").done());
+    let here = Here::start(&provider, FAR).await;
+    let user = here.user().await;
+    let body = json!({"input": "Go."}).to_string();
+    let mut socket = here.sent(format!("{}{body}", post(&user, body.len())).as_bytes()).await;
+    until(&mut socket, "Once").await;
+    socket.write_all(&get(&user, "/healthz")).await.unwrap();
+    gate.open();
+    let mut rest = Vec::new();
+    let read = timeout(PATIENCE, socket.read_to_end(&mut rest)).await.expect("it is not closed");
+    read.expect("the connection was reset");
+    assert!(String::from_utf8_lossy(&rest).ends_with("\r\n0\r\n\r\n"));
+    here.finish().await;
+}
+
 #[tokio::test]
 async fn a_client_is_understood_however_its_first_bytes_come() {
     let provider = Provider::start().await;

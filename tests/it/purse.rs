@@ -31,7 +31,7 @@ pub(crate) async fn away_from_midnight() {
 /// Gives the user a bot that takes any context, with those settings different as well, for a test that begins now.
 pub(crate) async fn prepare(user: &User, mut settings: Value) {
     away_from_midnight().await;
-    settings["context_size"] = json!(10_000_000);
+    settings["context_size"] = json!(2 << 20);
     user.bot(settings).await;
 }
 

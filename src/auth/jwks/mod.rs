@@ -95,13 +95,17 @@ struct WireKey {
 
 /// Reads a set. An empty one is valid: that is what a project with a shared secret alone answers.
 pub(super) fn parse(json: &[u8]) -> Result<Set, InvalidKeySet> {
+    // It must be an object, where serde takes an array for a structure, too.
+    serde_json::from_slice::<HashMap<String, IgnoredAny>>(json)?;
     let wire: WireSet = serde_json::from_slice(json)?;
     if wire.keys.len() > KEYS_MAX {
         return Err(InvalidKeySet::TooMany);
     }
     let mut set = Set { keys: Keys::new(), passed_over: Vec::new() };
     for (at, key) in wire.keys.into_iter().enumerate() {
-        match serde_json::from_value(key).map_err(|_| Unusable::Shape).and_then(usable) {
+        let key = Some(key).filter(serde_json::Value::is_object).ok_or(Unusable::Shape);
+        let key = key.and_then(|key| serde_json::from_value(key).map_err(|_| Unusable::Shape));
+        match key.and_then(usable) {
             // With two keys of one name it would be chance which of them counts.
             Ok((kid, _)) if set.keys.contains_key(&kid) => {
                 return Err(InvalidKeySet::Duplicate(kid));

@@ -259,6 +259,8 @@ fn what_is_no_set_is_refused() {
         "[]".to_owned(),
         "{}".to_owned(),
         "null".to_owned(),
+        "[[1]]".to_owned(),
+        format!("[[{key}]]"),
         r#"{"keys": 1}"#.to_owned(),
         r#"{"keys": null}"#.to_owned(),
         format!(r#"{{"keys": {key}}}"#),

@@ -10,12 +10,14 @@ use std::io::{self, Write as _};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use http::{HeaderName, Method, Request, Response, Version, header, response};
 use http_body::Body as _;
 use jiff::fmt::rfc2822::DateTimePrinter;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink};
+use tokio::time::timeout;
 
 use super::body::ResponseBody;
 use super::socket::Socket;
@@ -23,6 +25,10 @@ use crate::clock;
 
 /// What a chunk has beside its data, in bytes: its length, of no more than four digits, and two line ends.
 const CHUNK_FRAMING_LEN: usize = 8;
+
+/// How much is read, in bytes, and for how long, of what a client sends behind its request, when its stream is over.
+const UNREAD_LEN_MAX: u64 = 64 << 10;
+const LINGER_TIME: Duration = Duration::from_secs(1);
 
 /// Where the response of a connection's request is put that hyper is not to write.
 #[derive(Debug, Clone, Default)]
@@ -68,7 +74,12 @@ pub(super) async fn write(mut socket: Socket, response: Response<ResponseBody>) 
     let mut stream = EventStream { body, unsent: encode_head(&head), is_over: false };
     drop(head);
     poll_fn(|context| stream.poll_write(&mut socket, context)).await?;
-    socket.shutdown().await
+    socket.shutdown().await?;
+    // A socket that is closed with something unread in it is reset, and the end of the stream with it.
+    let unread = async { copy(&mut socket.take(UNREAD_LEN_MAX), &mut sink()).await };
+    // Who sends for longer, or does not close the connection, has had the time to read.
+    let _closed = timeout(LINGER_TIME, unread).await;
+    Ok(())
 }
 
 struct EventStream {

@@ -166,7 +166,7 @@ impl JournalFile {
 /// A fault of the disk under the journal. It is no use to try again: after a failed flush the system may have dropped
 /// what it could not write, and a second one would succeed and prove nothing.
 fn broken(error: &Error) -> Error {
-    Error::internal(error.detail().unwrap_or(error.message()))
+    error.detail().map_or_else(|| Error::internal(error.message()), Error::internal)
 }
 
 #[async_trait]

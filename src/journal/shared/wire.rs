@@ -36,7 +36,7 @@ impl Field {
     pub(super) fn refused(error: &Error) -> Self {
         let refused = WireError {
             code: error.code().as_str().to_owned(),
-            message: error.message().to_owned(),
+            message: error.message().into_owned(),
             retry_after_ms: error.retry_after().map(|time| time.as_millis() as u64),
         };
         Self { name: REFUSED, value: json(&refused) }

@@ -142,7 +142,7 @@ async fn each_hostile_token_is_refused_for_its_reason_and_each_unusual_one_is_no
     let mut faults = Vec::new();
     for (what, token, reason) in &corpus {
         let message = match verifier.verify(token, clock::now()).await {
-            Err(error) if error.code() == Code::InvalidToken => error.message().to_owned(),
+            Err(error) if error.code() == Code::InvalidToken => error.message().into_owned(),
             otherwise => format!("{otherwise:?}"),
         };
         if !message.contains(reason) {
