@@ -44,41 +44,52 @@ impl Endpoint {
         let words = chunk::parse_error_body(&body)
             .map(|error| self.scrub(&error.message))
             .unwrap_or_default();
-        let (code, what) = match (status.as_u16(), words.as_str()) {
-            (200, words) if !words.is_empty() => (Code::ProviderFailed, "failed. Try again.".to_owned()),
-            (200..=299, _) => (
+        let says = (!words.is_empty()).then(|| format!("It says: {words}"));
+        let (code, what, told) = match status.as_u16() {
+            200 if says.is_some() => (Code::ProviderFailed, "failed. Try again.".to_owned(), says),
+            200..=299 => (
                 Code::ProviderInvalid,
                 "did not answer with an event stream. Its base URL is probably wrong.".to_owned(),
+                Some(format!("It sent {content_type}.")),
             ),
-            (300..=399, _) => (
+            300..=399 => (
                 Code::ProviderInvalid,
                 "redirects to another address, which the relay does not follow. Its base URL must be the final one.".to_owned(),
+                None,
             ),
-            (401 | 403, _) => self.key_refused(),
-            (402, _) => (Code::ProviderRejected, format!("gives no more credit to {} account.", self.whose())),
-            (404, _) => (
+            401 | 403 => {
+                let (code, what) = self.key_refused();
+                (code, what, None)
+            }
+            402 => (
+                Code::ProviderRejected,
+                format!("gives no more credit to {} account.", self.whose()),
+                None,
+            ),
+            404 => (
                 Code::ProviderRejected,
                 format!("does not know the model `{model}`, or its base URL is wrong. Choose another model in the bot."),
+                None,
             ),
-            (429, _) => {
+            429 => {
                 let wait = retry_after.unwrap_or(RATE_LIMIT_WAIT).as_secs().max(1);
-                (Code::ProviderRateLimited, format!("takes no more requests for now. Try again in {wait} s."))
+                let what = format!("takes no more requests for now. Try again in {wait} s.");
+                (Code::ProviderRateLimited, what, None)
             }
-            (status @ (408 | 500..=599), _) => (Code::ProviderFailed, format!("failed ({status}). Try again in a moment.")),
-            (status, _) => (
+            status @ (408 | 500..=599) => {
+                (Code::ProviderFailed, format!("failed ({status}). Try again in a moment."), None)
+            }
+            status => (
                 Code::ProviderRejected,
                 format!("rejected the request ({status}). Check the bot's settings."),
+                says,
             ),
         };
         let mut error = Error::new(code, format!("The provider `{}` {what}", self.name))
             .with_detail(format!("status {status}"));
-        error = match status.as_u16() {
-            200 if words.is_empty() => error.with_words(&format!("It sent {content_type}.")),
-            200 | 400 | 405..=407 | 409..=428 | 430..=499 if !words.is_empty() => {
-                error.with_words(&format!("It says: {words}"))
-            }
-            _ => error,
-        };
+        if let Some(told) = told {
+            error = error.with_words(&told);
+        }
         if let Some(wait) = retry_after {
             error = error.with_retry_after(wait);
         }

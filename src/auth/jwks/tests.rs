@@ -250,6 +250,19 @@ fn a_reason_has_nothing_of_the_key_in_it() {
     }
 }
 
+/// serde would take the fields of a key in their order for the key.
+#[test]
+fn a_key_that_is_no_object_is_passed_over() {
+    let key = ed();
+    let fields = [
+        "kty", "kid", "alg", "use", "key_ops", "crv", "x", "y", "n", "e", "d", "p", "q", "dp",
+        "dq", "qi", "oth",
+    ];
+    let in_order: Vec<_> = fields.iter().map(|field| key[*field].clone()).collect();
+    let set = parse(json!({"keys": [in_order, ec()]}).to_string().as_bytes()).unwrap();
+    assert_eq!((set.keys.len(), set.passed_over), (1, vec![(0, Unusable::Shape)]));
+}
+
 #[test]
 fn what_is_no_set_is_refused() {
     let key = ed().to_string();
