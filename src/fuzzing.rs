@@ -26,6 +26,8 @@ doors! {
     sse => crate::provider::sse::fuzzing::decode,
     /// What a provider says becomes clean text, or an error without a key in it.
     chunk => crate::provider::fuzzing::answer,
+    /// A response over HTTP/1.1 is the same however its bytes are cut.
+    response => crate::provider::fuzzing::response,
     /// Only a token that was signed, and says what it must, stands for somebody.
     token => crate::auth::fuzzing::token,
     /// No key of a key set can be signed for by everybody.

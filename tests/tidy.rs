@@ -47,6 +47,7 @@ const LAYERS: &[&[&str]] = &[
 /// Crates that may be used in one place only, so that no other part comes to depend on them.
 const CONFINED: &[(&str, &[&str])] = &[
     ("axum", &["src/http/"]),
+    ("httparse", &["src/provider/cleartext/"]),
     ("hyper", &["src/http/listener/"]),
     ("hyper_util", &["src/http/listener/"]),
     ("socket2", &["src/http/listener/"]),

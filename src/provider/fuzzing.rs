@@ -4,6 +4,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use url::Url;
 
+pub(crate) use super::cleartext::fuzzing::response;
 pub(crate) use super::guard::fuzzing::{address, base_url};
 use super::habits::ORDINARY;
 use super::openai::{End, Endpoint, Key, Upstream};

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::openai::{Endpoint, Upstream, describe};
+use super::openai::{Endpoint, Upstream};
+use super::transport::describe;
 
 /// How long a provider may take to answer. An operator is waiting.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@
 //! would give the reader a second answer.
 
 pub mod chunk;
+mod cleartext;
 mod client;
 mod demo;
 #[cfg(any(test, fuzzing))]
@@ -19,6 +20,7 @@ mod refusal;
 mod registry;
 mod retry;
 pub mod sse;
+mod transport;
 
 use std::future::Future;
 use std::pin::pin;

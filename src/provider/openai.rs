@@ -1,25 +1,24 @@
 //! OpenAI's chat completions over SSE: the request, the first answer to it, and the stream that follows.
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{StatusCode, header};
-use http_body::Body as _;
-use reqwest::{Body, RequestBuilder};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use reqwest::RequestBuilder;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::chunk::{self, ChunkError};
+use super::client::{Clients, USER_AGENT};
 use super::guard::{Guard, UserUrl};
 use super::habits::Habits;
 use super::sse::Decoder;
+use super::transport::{Body, Response, describe};
 use super::{Batch, Completed, Progress, Request};
-use crate::error::{Code, Error, with_causes};
+use crate::error::{Code, Error};
 use crate::event::{Kind, Usage};
 use crate::text;
 
@@ -90,7 +89,6 @@ impl From<Error> for Refusal {
 #[derive(Debug)]
 pub struct Stream {
     endpoint: Arc<Endpoint>,
-    /// Without the response's head, which would hold the buffer that it was read into.
     body: Body,
     decoder: Decoder,
     end: End,
@@ -115,43 +113,57 @@ impl Endpoint {
     /// Makes the request once. When it returns, the provider has accepted it and answers with an event stream.
     pub(super) async fn open(
         self: &Arc<Self>,
-        client: &reqwest::Client,
+        clients: &Clients,
         guard: &Guard,
         request: &Request,
     ) -> Result<Stream, Refusal> {
         let body = Bytes::from(self.body(request).to_string());
-        let prepare = |call: RequestBuilder| {
-            let call = call
-                .header(header::ACCEPT, "text/event-stream")
-                .header(header::CONTENT_TYPE, "application/json")
-                .body(body.clone());
-            match self.key.text() {
-                Some(key) => call.bearer_auth(key),
-                None => call,
-            }
+        let headers = self.headers()?;
+        let prepare = |call: RequestBuilder| call.headers(headers.clone()).body(body.clone());
+        let unreachable = |detail: String| Refusal {
+            error: self.unreachable().with_detail(detail),
+            is_worth_another_try: true,
         };
         let response = match &self.upstream {
-            Upstream::Trusted(url) => {
-                prepare(client.post(url.clone())).send().await.map_err(|error| Refusal {
-                    error: self.unreachable().with_detail(describe(error)),
-                    is_worth_another_try: true,
-                })?
+            Upstream::Trusted(url) if url.scheme() == "http" => {
+                let response = clients.cleartext.post(url, &headers, &body).await;
+                Response::from(response.map_err(|fault| unreachable(fault.to_string()))?)
             }
-            Upstream::Guarded(url) => guard.post(url, prepare).await?,
+            Upstream::Trusted(url) => {
+                let response = prepare(clients.library.post(url.clone())).send().await;
+                Response::from(response.map_err(|error| unreachable(describe(error)))?)
+            }
+            Upstream::Guarded(url) => Response::from(guard.post(url, prepare).await?),
         };
         let content_type =
-            response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let content_type =
             self.scrub(&content_type.unwrap_or("no content type").to_ascii_lowercase());
-        if response.status() == StatusCode::OK && content_type.starts_with("text/event-stream") {
+        if response.status == StatusCode::OK && content_type.starts_with("text/event-stream") {
             return Ok(Stream {
                 endpoint: Arc::clone(self),
-                body: Body::from(response),
+                body: response.body,
                 decoder: Decoder::new(),
                 end: End::default(),
             });
         }
         Err(self.refusal(response, &content_type, &request.model).await)
+    }
+
+    fn headers(&self) -> Result<HeaderMap, Error> {
+        let mut headers = HeaderMap::from_iter([
+            (header::ACCEPT, HeaderValue::from_static("text/event-stream")),
+            (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (header::USER_AGENT, HeaderValue::from_static(USER_AGENT)),
+        ]);
+        if let Some(key) = self.key.text() {
+            let mut key = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| {
+                self.unreachable().with_detail("its key cannot be sent in a header")
+            })?;
+            key.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, key);
+        }
+        Ok(headers)
     }
 
     fn body(&self, request: &Request) -> Value {
@@ -191,31 +203,34 @@ impl Endpoint {
 impl Stream {
     /// Waits for more of the answer. Cancel safe.
     pub(super) async fn read(&mut self, batch: &mut Batch) -> Result<Progress, Refusal> {
-        let next = match self.end.deadline {
-            None => chunk_of(&mut self.body).await,
-            Some(deadline) => {
-                timeout_at(deadline, chunk_of(&mut self.body)).await.unwrap_or(Ok(None))
+        let Self { endpoint, body, decoder, end } = self;
+        let (deadline, mut decoded) = (end.deadline, Ok(()));
+        let next = body.read(|bytes| {
+            if decoded.is_ok() {
+                decoded = decode(endpoint, decoder, end, bytes, batch);
             }
+        });
+        let next = match deadline {
+            None => next.await,
+            Some(deadline) => timeout_at(deadline, next).await.unwrap_or(Ok(false)),
         };
+        decoded?;
         match next {
-            Ok(Some(bytes)) => self.decode(&bytes, batch)?,
-            Ok(None) | Err(_) if self.end.finish_reason.is_some() => self.end.is_done = true,
-            Ok(None) => {
-                return Err(
-                    invalid(&self.endpoint, "ended the answer before it was finished").into()
-                );
+            Ok(true) => {}
+            Ok(false) | Err(_) if end.finish_reason.is_some() => end.is_done = true,
+            Ok(false) => {
+                return Err(invalid(endpoint, "ended the answer before it was finished").into());
             }
-            Err(error) => {
+            Err(detail) => {
                 let broken = format!(
                     "The connection to the provider `{}` broke off. Try again.",
-                    self.endpoint.name
+                    endpoint.name
                 );
-                let error =
-                    Error::new(Code::ProviderUnreachable, broken).with_detail(describe(error));
+                let error = Error::new(Code::ProviderUnreachable, broken).with_detail(detail);
                 return Err(Refusal { error, is_worth_another_try: true });
             }
         }
-        Ok(if self.end.is_done { Progress::Completed(self.completed()) } else { Progress::More })
+        Ok(if end.is_done { Progress::Completed(end.completed()) } else { Progress::More })
     }
 
     pub(super) fn has_finish_reason(&self) -> bool {
@@ -224,36 +239,41 @@ impl Stream {
 
     /// Reads to the end of the body, if that is near.
     pub(super) async fn drain(mut self) {
-        let to_the_end = async { while let Ok(Some(_)) = chunk_of(&mut self.body).await {} };
+        let to_the_end = async { while let Ok(true) = self.body.read(|_| {}).await {} };
         // A provider that does not come to its end gets its connection closed.
         let _elapsed = timeout(DRAIN_TIMEOUT, to_the_end).await;
     }
+}
 
-    fn completed(&mut self) -> Completed {
-        let finish_reason = self.end.finish_reason.take().unwrap_or_else(|| "stop".to_owned());
-        Completed { finish_reason, usage: self.end.usage }
-    }
-
-    fn decode(&mut self, bytes: &[u8], batch: &mut Batch) -> Result<(), Error> {
-        let mut failed = Ok(());
-        let Self { endpoint, decoder, end, .. } = self;
-        let decoded = decoder.push(bytes, |event| {
-            // The first end counts; what a provider says after it does not.
-            if failed.is_ok() && !end.is_done {
-                failed = end.take_in(&event.data, endpoint, batch);
-            }
-        });
-        failed?;
-        if end.is_done {
-            return Ok(());
+fn decode(
+    endpoint: &Endpoint,
+    decoder: &mut Decoder,
+    end: &mut End,
+    bytes: &[u8],
+    batch: &mut Batch,
+) -> Result<(), Error> {
+    let mut failed = Ok(());
+    let decoded = decoder.push(bytes, |event| {
+        // The first end counts; what a provider says after it does not.
+        if failed.is_ok() && !end.is_done {
+            failed = end.take_in(&event.data, endpoint, batch);
         }
-        decoded.map_err(|oversized| {
-            invalid(endpoint, "sent something far too long").with_detail(oversized)
-        })
+    });
+    failed?;
+    if end.is_done {
+        return Ok(());
     }
+    decoded.map_err(|oversized| {
+        invalid(endpoint, "sent something far too long").with_detail(oversized)
+    })
 }
 
 impl End {
+    fn completed(&mut self) -> Completed {
+        let finish_reason = self.finish_reason.take().unwrap_or_else(|| "stop".to_owned());
+        Completed { finish_reason, usage: self.usage }
+    }
+
     /// Takes the data of one event.
     pub(super) fn take_in(
         &mut self,
@@ -294,30 +314,9 @@ impl End {
     }
 }
 
-/// The next piece of a body. Cancel safe.
-async fn chunk_of(body: &mut Body) -> reqwest::Result<Option<Bytes>> {
-    loop {
-        match poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
-            None => return Ok(None),
-            Some(Err(error)) => return Err(error),
-            Some(Ok(frame)) => {
-                // What is no data are trailers.
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
-            }
-        }
-    }
-}
-
 fn invalid(endpoint: &Endpoint, what: &str) -> Error {
     Error::new(
         Code::ProviderInvalid,
         format!("The provider `{}` {what}. Try again.", endpoint.name),
     )
-}
-
-/// A transport error with its causes, without the address: paths and queries can hold secrets.
-pub(super) fn describe(error: reqwest::Error) -> String {
-    with_causes(&error.without_url())
 }

@@ -4,12 +4,12 @@
 
 use std::time::Duration;
 
-use reqwest::Response;
 use tokio::time::timeout;
 
 use super::chunk::{self, ChunkError};
 use super::openai::{Endpoint, Key, Refusal};
 use super::retry;
+use super::transport::{Body, Response};
 use crate::error::{Code, Error};
 use crate::text;
 
@@ -38,9 +38,9 @@ impl Endpoint {
         content_type: &str,
         model: &str,
     ) -> Refusal {
-        let status = response.status();
-        let retry_after = retry::retry_after(response.headers(), crate::clock::now());
-        let body = error_body(response).await;
+        let Response { status, headers, body } = response;
+        let retry_after = retry::retry_after(&headers, crate::clock::now());
+        let body = error_body(body).await;
         let words = chunk::parse_error_body(&body)
             .map(|error| self.scrub(&error.message))
             .unwrap_or_default();
@@ -157,19 +157,21 @@ impl Endpoint {
 }
 
 /// As much of the body as an honest error has.
-async fn error_body(mut response: Response) -> Vec<u8> {
-    let mut body = Vec::new();
+async fn error_body(mut body: Body) -> Vec<u8> {
+    let mut text = Vec::new();
     let read = async {
-        while let Ok(Some(bytes)) = response.chunk().await {
-            body.extend_from_slice(&bytes[..bytes.len().min(ERROR_BODY_LEN_MAX - body.len())]);
-            if body.len() == ERROR_BODY_LEN_MAX {
+        while text.len() < ERROR_BODY_LEN_MAX {
+            let take = |bytes: &[u8]| {
+                text.extend_from_slice(&bytes[..bytes.len().min(ERROR_BODY_LEN_MAX - text.len())]);
+            };
+            if !matches!(body.read(take).await, Ok(true)) {
                 break;
             }
         }
     };
     // A body that does not come in time is read as far as it came.
     let _elapsed = timeout(ERROR_BODY_TIMEOUT, read).await;
-    body
+    text
 }
 
 #[cfg(test)]

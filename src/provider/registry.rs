@@ -8,10 +8,11 @@ use secrecy::SecretString;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
+use super::client::Clients;
 use super::guard::{self, Guard, UpstreamAllow};
 use super::habits::{Habits, KNOWN, ORDINARY};
 use super::openai::{Endpoint, Key, Refusal, Upstream};
-use super::{Batch, Call, Completion, KeyCheck, Progress, Request, Target, client, demo, retry};
+use super::{Batch, Call, Completion, KeyCheck, Progress, Request, Target, demo, retry};
 use crate::bot::BotSettings;
 use crate::error::{Code, Error};
 
@@ -34,7 +35,7 @@ pub struct Added {
 #[derive(Debug)]
 pub struct Providers {
     endpoints: HashMap<String, Arc<Endpoint>>,
-    client: reqwest::Client,
+    clients: Clients,
     guard: Guard,
 }
 
@@ -66,7 +67,7 @@ impl Providers {
         });
         Ok(Self {
             endpoints: endpoints.collect(),
-            client: client::builder(CONNECT_TIMEOUT).build()?,
+            clients: Clients::new(CONNECT_TIMEOUT)?,
             guard: Guard::new(allow)?,
         })
     }
@@ -101,7 +102,7 @@ impl Providers {
         endpoints.sort_unstable_by_key(|endpoint| endpoint.name());
         let mut checks = Vec::new();
         for endpoint in endpoints {
-            checks.push((endpoint.name(), endpoint.check_key(&self.client).await));
+            checks.push((endpoint.name(), endpoint.check_key(&self.clients.library).await));
         }
         checks
     }
@@ -210,7 +211,7 @@ impl Providers {
         request: &Request,
         batch: &mut Batch,
     ) -> Result<(Completion, Result<Progress, Error>), Refusal> {
-        let mut stream = endpoint.open(&self.client, &self.guard, request).await?;
+        let mut stream = endpoint.open(&self.clients, &self.guard, request).await?;
         loop {
             let progress = match stream.read(batch).await {
                 Ok(Progress::More) if !batch.has_tokens() => continue,

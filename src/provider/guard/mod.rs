@@ -24,7 +24,7 @@ use reqwest::{RequestBuilder, Response};
 use tokio::time::{Instant, sleep, sleep_until};
 use url::Host;
 
-use super::openai::describe;
+use super::transport::describe;
 use super::{client, retry};
 use crate::error::{Code, Error};
 pub use address::special_purpose;

@@ -1,0 +1,103 @@
+//! The body of a response, read by whoever waits for it.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::ready;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::Fault;
+use super::framing::Framing;
+use super::head::Head;
+use super::pool::Idle;
+
+/// How much is read in one go, in bytes.
+const READ_LEN: usize = 16 << 10;
+
+/// A body that is coming in. Dropped at its end, it leaves its connection for the next request; dropped before, it closes it.
+pub(crate) struct Body {
+    socket: Option<TcpStream>,
+    framing: Framing,
+    /// What came with the head.
+    early: Vec<u8>,
+    /// Where the connection is kept for another request; absent if there is none to be made.
+    idle: Option<Idle>,
+}
+
+impl Body {
+    pub(super) fn new(
+        socket: TcpStream,
+        early: Vec<u8>,
+        head: &Head,
+        idle: Option<Idle>,
+    ) -> Result<Self, Fault> {
+        let idle = idle.filter(|_| head.keeps_alive());
+        Ok(Self { socket: Some(socket), framing: Framing::of(head)?, early, idle })
+    }
+
+    /// Waits for more, and hands all that is there to `take`, in pieces. Returns whether there was anything: the body is over
+    /// otherwise. Cancel safe.
+    pub(crate) async fn read(&mut self, mut take: impl FnMut(&[u8])) -> Result<bool, Fault> {
+        poll_fn(|context| {
+            loop {
+                if self.framing == Framing::Over {
+                    return Ok(false).into();
+                }
+                let mut has_data = false;
+                let mut take = |data: &[u8]| {
+                    has_data = true;
+                    take(data);
+                };
+                if self.early.is_empty() {
+                    let Some(socket) = &mut self.socket else { return Ok(false).into() };
+                    // Room for as long as this takes, and none while nothing comes.
+                    let mut room = [MaybeUninit::uninit(); READ_LEN];
+                    let mut buffer = ReadBuf::uninit(&mut room);
+                    ready!(Pin::new(socket).poll_read(context, &mut buffer))?;
+                    if buffer.filled().is_empty() {
+                        self.socket = None;
+                        if self.framing.ends_with_connection() {
+                            return Ok(false).into();
+                        }
+                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()).into();
+                    }
+                    let passed = self.framing.read(buffer.filled(), &mut take)?;
+                    if passed < buffer.filled().len() {
+                        // Whatever that is, it was not asked for.
+                        self.idle = None;
+                    }
+                } else {
+                    let early = std::mem::take(&mut self.early);
+                    let passed = self.framing.read(&early, &mut take)?;
+                    if passed < early.len() {
+                        self.idle = None;
+                    }
+                }
+                if has_data {
+                    return Ok(true).into();
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if self.framing == Framing::Over
+            && let (Some(socket), Some(idle)) = (self.socket.take(), self.idle.take())
+        {
+            idle.put(socket);
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body").field("framing", &self.framing).finish_non_exhaustive()
+    }
+}
