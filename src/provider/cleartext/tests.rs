@@ -6,6 +6,7 @@ use http::{HeaderValue, StatusCode, header};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::*;
 
@@ -25,31 +26,32 @@ const POLITE: Manner =
     Manner { answers: &[CHUNKED, CHUNKED, CHUNKED], stays: true, is_hasty: false };
 
 /// A server that treats one connection after another in that manner, where it is, and the requests that it has read.
-async fn server(manners: Vec<Manner>) -> (Url, mpsc::UnboundedReceiver<String>) {
+async fn server(manners: Vec<Manner>) -> (Url, mpsc::Receiver<String>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/v1/x", listener.local_addr().unwrap()).parse().unwrap();
-    let (sender, requests) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        for manner in manners {
+    let (sender, requests) = mpsc::channel(16);
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        'connections: for manner in manners {
             let (mut socket, _) = listener.accept().await.unwrap();
             for answer in manner.answers {
                 let mut request = Vec::new();
                 while !manner.is_hasty && !request.ends_with(b"end") {
                     if socket.read_buf(&mut request).await.unwrap() == 0 {
-                        break;
+                        continue 'connections;
                     }
                 }
-                sender.send(String::from_utf8(request).unwrap()).unwrap();
+                sender.send(String::from_utf8(request).unwrap()).await.unwrap();
                 socket.write_all(answer.as_bytes()).await.unwrap();
             }
             if manner.stays {
-                sender.send("kept".to_owned()).unwrap();
+                sender.send("kept".to_owned()).await.unwrap();
                 // Until the client closes it.
                 while socket.read_u8().await.is_ok() {}
             }
         }
     });
-    (url, requests)
+    (url, requests, task)
 }
 
 async fn post(client: &Cleartext, url: &Url, body: &str) -> Result<(Head, Body), Fault> {
@@ -77,7 +79,7 @@ fn client() -> Cleartext {
 
 #[tokio::test]
 async fn one_connection_serves_one_request_after_another() {
-    let (url, mut requests) = server(vec![POLITE]).await;
+    let (url, mut requests, _task) = server(vec![POLITE]).await;
     let client = client();
     for _ in 0..3 {
         let (head, body) = post(&client, &url, "the end").await.unwrap();
@@ -95,7 +97,7 @@ async fn one_connection_serves_one_request_after_another() {
 #[tokio::test]
 async fn a_connection_that_was_closed_or_is_half_read_is_not_used_again() {
     let once = || Manner { answers: &[CHUNKED], stays: false, is_hasty: false };
-    let (url, mut requests) = server(vec![once(), once(), POLITE, POLITE]).await;
+    let (url, mut requests, _task) = server(vec![once(), once(), POLITE, POLITE]).await;
     let client = client();
     for _ in 0..2 {
         let (_, body) = post(&client, &url, "end").await.unwrap();
@@ -141,7 +143,7 @@ async fn bodies_end_where_their_heads_say() {
         ),
     ] {
         let manner = Manner { answers: Vec::leak(vec![answer]), stays: false, is_hasty: false };
-        let (url, _requests) = server(vec![manner]).await;
+        let (url, _requests, _task) = server(vec![manner]).await;
         let (_, body) = post(&client(), &url, "end").await.unwrap();
         let (text, why) = text(body).await;
         assert_eq!(text, expected, "{answer}");
@@ -174,7 +176,7 @@ async fn what_is_no_response_is_a_fault() {
             stays: false,
             is_hasty: false,
         };
-        let (url, _requests) = server(vec![manner]).await;
+        let (url, _requests, _task) = server(vec![manner]).await;
         let fault = post(&client(), &url, "end").await.err().unwrap().to_string();
         assert!(fault.contains(word), "{answer:.80}: {fault}");
     }
@@ -184,7 +186,7 @@ async fn what_is_no_response_is_a_fault() {
 async fn who_refuses_a_request_need_not_read_it() {
     let refusal = "HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\n\r\n";
     let hasty = Manner { answers: Vec::leak(vec![refusal]), stays: true, is_hasty: true };
-    let (url, _requests) = server(vec![hasty, POLITE]).await;
+    let (url, _requests, _task) = server(vec![hasty, POLITE]).await;
     let client = client();
     let (head, body) = post(&client, &url, &"x".repeat(32 << 20)).await.unwrap();
     assert_eq!(head.status, StatusCode::PAYLOAD_TOO_LARGE);

@@ -14,6 +14,7 @@ use reqwest::dns::Resolve;
 use secrecy::SecretString;
 
 use super::super::Request;
+use super::super::client::Clients;
 use super::super::habits::ORDINARY;
 use super::super::openai::{Endpoint, Key, Upstream};
 use super::*;
@@ -278,7 +279,10 @@ async fn redirects_are_not_followed_and_take_no_key_along() {
             habits: ORDINARY,
             is_added: false,
         });
-        let refusal = endpoint.open(&guard.client, &guard, &question).await.unwrap_err();
+        let refusal = endpoint
+            .open(&Clients::new(CONNECT_TIMEOUT).unwrap(), &guard, &question)
+            .await
+            .unwrap_err();
         assert_eq!(refusal.error.code(), Code::ProviderInvalid, "{status}");
         let said = door.said();
         assert_eq!(said.len(), 1, "{status}");
