@@ -1,10 +1,13 @@
 //! Addresses that users type: what is behind the wall stays behind it, whatever they try.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::iter;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -13,44 +16,64 @@ use tokio::time::{Instant, timeout};
 use crate::provider::{PATIENCE, Provider, Script};
 use crate::relay::{TestRelay, User};
 
-/// A socket on both loopback addresses that nobody should connect to.
+/// Sockets that nobody should connect to.
 pub(crate) struct Canary {
     pub(crate) port: u16,
-    accepted: Arc<AtomicUsize>,
+    addresses: Vec<IpAddr>,
+    /// Who connected, and to which of the addresses.
+    accepted: Arc<Mutex<Vec<(SocketAddr, IpAddr)>>>,
     news: Arc<Notify>,
 }
 
 impl Canary {
+    /// On both loopback addresses.
     pub(crate) async fn start() -> Self {
-        let (v4, v6) = loop {
-            let v4 = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            if let Ok(v6) = TcpListener::bind(("::1", v4.local_addr().unwrap().port())).await {
-                break (v4, v6);
+        Self::on(&["127.0.0.1", "::1"]).await
+    }
+
+    /// On a port that is free at all those addresses.
+    pub(crate) async fn on(addresses: &[&str]) -> Self {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let (port, listeners) = loop {
+            let first = TcpListener::bind((addresses[0], 0)).await.unwrap();
+            let port = first.local_addr().unwrap().port();
+            let rest = addresses[1..].iter().map(|address| TcpListener::bind((*address, port)));
+            match try_join_all(rest).await {
+                Ok(rest) => break (port, iter::once(first).chain(rest)),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse, "{error}"),
             }
         };
-        let port = v4.local_addr().unwrap().port();
-        let (accepted, news) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-        for listener in [v4, v6] {
+        let (accepted, news) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Notify::new()));
+        for (listener, address) in listeners.zip(addresses.clone()) {
             let (accepted, news) = (Arc::clone(&accepted), Arc::clone(&news));
             tokio::spawn(async move {
-                while listener.accept().await.is_ok() {
-                    accepted.fetch_add(1, Ordering::SeqCst);
+                while let Ok((_, peer)) = listener.accept().await {
+                    accepted.lock().unwrap().push((peer, address));
                     news.notify_one();
                 }
             });
         }
-        Self { port, accepted, news }
+        Self { port, addresses, accepted, news }
     }
 
-    /// Who connected before now was accepted before the test's own connections are.
-    pub(crate) async fn is_untouched(&self) {
-        for address in ["127.0.0.1", "::1"] {
-            TcpStream::connect((address, self.port)).await.unwrap();
+    /// Returns which addresses somebody has connected to. Who did so before now was accepted before the test's own
+    /// connections are.
+    pub(crate) async fn visited(&self) -> HashSet<IpAddr> {
+        let mut own = Vec::new();
+        for address in &self.addresses {
+            own.push(TcpStream::connect((*address, self.port)).await.unwrap());
         }
-        while self.accepted.load(Ordering::SeqCst) < 2 {
+        let own: HashSet<_> = own.iter().map(|socket| socket.local_addr().unwrap()).collect();
+        let is_own = |(peer, _): &&(SocketAddr, IpAddr)| own.contains(peer);
+        while self.accepted.lock().unwrap().iter().filter(is_own).count() < own.len() {
             timeout(PATIENCE, self.news.notified()).await.unwrap();
         }
-        assert_eq!(self.accepted.load(Ordering::SeqCst), 2, "somebody connected");
+        let accepted = self.accepted.lock().unwrap();
+        accepted.iter().filter(|visit| !is_own(visit)).map(|(_, address)| *address).collect()
+    }
+
+    pub(crate) async fn is_untouched(&self) {
+        assert_eq!(self.visited().await, HashSet::new(), "somebody connected");
     }
 }
 

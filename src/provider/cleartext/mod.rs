@@ -23,6 +23,7 @@ use http::HeaderMap;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
+use tracing::trace;
 use url::{Host, Url};
 
 pub(super) use body::Body;
@@ -65,7 +66,9 @@ impl Cleartext {
         body: &Bytes,
     ) -> Result<(Head, Body), Fault> {
         let place = url.origin().ascii_serialization();
-        let mut socket = match self.pool.take(&place) {
+        let waiting = self.pool.take(&place);
+        trace!(to = place, is_new = waiting.is_none(), "asks on a connection");
+        let mut socket = match waiting {
             Some(socket) => socket,
             None => self.connect(url).await?,
         };
