@@ -110,6 +110,11 @@ impl Completion {
     /// # Errors
     /// As [`Completion::read`].
     pub async fn gather(&mut self, batch: &mut Batch) -> Result<Progress, Error> {
+        if let Self::Stream(stream) = self
+            && stream.is_read_in_one_go()
+        {
+            return Ok(Progress::More);
+        }
         gather::gather(batch, |context, batch| pin!(self.read(batch)).poll(context)).await
     }
 

@@ -233,6 +233,11 @@ impl Stream {
         Ok(if end.is_done { Progress::Completed(end.completed()) } else { Progress::More })
     }
 
+    /// Whether a read leaves nothing behind that had come.
+    pub(super) fn is_read_in_one_go(&self) -> bool {
+        matches!(self.body, Body::Cleartext(_))
+    }
+
     pub(super) fn has_finish_reason(&self) -> bool {
         self.end.finish_reason.is_some()
     }

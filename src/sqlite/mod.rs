@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -320,7 +321,8 @@ fn in_savepoint<T>(
 
 /// A step of a transaction. One that fails is no answer to the work in it.
 fn step(connection: &Connection, sql: &str) -> Result<(), Error> {
-    connection.execute_batch(sql).map_err(|error| fault::not_done(&error))
+    let done = connection.prepare_cached(sql).and_then(|mut step| step.execute([]));
+    done.map(drop).map_err(|error| fault::not_done(&error))
 }
 
 /// Whether there is no transaction (any more): a full disk ends it, and so can a trigger.
@@ -354,6 +356,11 @@ fn make_private(path: &Path) -> std::io::Result<()> {
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-    // `full` flushes at every commit: what was answered survives a power cut.
-    connection.execute_batch("pragma synchronous = full; pragma foreign_keys = on;")
+    // A statement is planned once, and not anew for the values that are bound to it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    // `full` flushes at every commit: what was answered survives a power cut. What is kept to undo a piece of work goes to no
+    // file.
+    connection.execute_batch(
+        "pragma synchronous = full; pragma foreign_keys = on; pragma temp_store = memory;",
+    )
 }

@@ -24,7 +24,8 @@ round, and what is told is the median of all rounds, with the least and the grea
 - *CPU*: processor time of the process in the middle for each token that the provider sent, from the first request to the
   last end, by `/proc`.
 - *token*: how long a token is under way; *added*: the part of that which the direct connection does not need, by nginx's.
-- *first*: from the request to the first token; the provider thinks for 20 ms of it.
+- *first*: from the request to the first token; the provider thinks for 20 ms of it. *over direct*: what of that the direct
+  connection does not need. Streams begin all at the same moment if nothing else is said.
 - *memory*: resident at most; *each*: its growth over what was there before, by the number of streams.
 ";
 
@@ -87,7 +88,7 @@ fn table(scenario: &Scenario, rounds: &[Vec<Measured>]) -> String {
     let Scenario { name, about, cases } = scenario;
     let base = &cases[0].name;
     let mut table = format!(
-        "\n## {name}: {about}\n\n| | tokens/s | CPU, µs | by {base}'s | token p50, ms | p99, ms | added p50 | added p99 | first p50, ms | memory, MiB | each, KiB |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+        "\n## {name}: {about}\n\n| | tokens/s | CPU, µs | by {base}'s | token p50, ms | p99, ms | added p50 | added p99 | first p50, ms | over direct | memory, MiB | each, KiB |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     );
     let direct = cases.iter().position(|case| case.name == "direct");
     for (at, case) in cases.iter().enumerate() {
@@ -120,6 +121,14 @@ fn table(scenario: &Scenario, rounds: &[Vec<Measured>]) -> String {
             added(|measured| or_none(measured.reading.p50)).long(),
             added(|measured| or_none(measured.reading.p99)).long(),
             of(&|round| or_none(round[at].reading.first_p50)).short(),
+            of(&|round| match direct {
+                Some(direct) if direct != at => {
+                    let first = |at: usize| or_none(round[at].reading.first_p50);
+                    first(at) - first(direct)
+                }
+                _ => f64::NAN,
+            })
+            .long(),
             of(&|round| round[at].memory).whole(),
             of(&each).whole(),
         ];

@@ -68,6 +68,10 @@ pub(super) fn all(seconds: usize, other: bool) -> Vec<Scenario> {
         beside_nginx("fast-1", "1 stream as fast as it goes", fast(1, seconds), other),
         beside_nginx("fast-50", "50 streams as fast as it goes", fast(50, seconds), other),
     ];
+    // Begun one after another, as readers do: what a start costs whoever it is, beside streams that run.
+    let starts = Load { ramp: Duration::from_secs(seconds as u64) / 2, ..paced(50, seconds) };
+    let about = "50 streams at 100 tokens a second, begun one after another over half the time";
+    all.push(beside_nginx("starts", about, starts, other));
     all.push(Scenario {
         name: "followers",
         about: "one stream at 100 tokens a second, and how many follow it".to_owned(),
