@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::assembly::Assembly;
 use crate::auth::{KeySet, Verifier};
 use crate::bot::BotSettings;
 use crate::config::{Config, Data, Database, Mode};
@@ -84,6 +85,7 @@ pub async fn build(config: Config) -> Result<Arc<Relay>, Error> {
         outage: Outage::default(),
         journal,
         providers,
+        assembly: Assembly::default(),
         master_keys: config.master_keys,
         times: config.times,
         tasks,

@@ -68,6 +68,7 @@ codes! {
     StreamIdReused => "stream_id_reused",
     GenerationRunning => "generation_running",
     TooManyKeys => "too_many_keys",
+    StoryTooLarge => "story_too_large",
     RequestTimeout => "request_timeout",
     BodyTooLarge => "body_too_large",
     RateLimited => "rate_limited",

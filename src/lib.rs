@@ -40,6 +40,7 @@ pub mod outbox;
 pub mod provider;
 pub mod store;
 
+pub mod assembly;
 pub mod lifecycle;
 pub mod outage;
 pub mod relay;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::assembly::Assembly;
 use crate::auth::Verifier;
 use crate::journal::{Journal, Recorder};
 use crate::lifecycle::Tasks;
@@ -39,6 +40,8 @@ pub struct Relay {
     pub outbox_filled: Notify,
     /// Who answers.
     pub providers: Providers,
+    /// Whose prompt is being put together.
+    pub assembly: Assembly,
     /// What users' own keys are sealed with; without them none are kept.
     pub master_keys: Option<MasterKeys>,
     /// How long things may take.

@@ -222,18 +222,19 @@ async fn prepare(
     let bot = bot.clone();
     let has_budget = relay.limits.has_budget(caller);
     let answer_tokens = max_tokens.unwrap_or_else(|| spending::answer_tokens(bot.context_size));
-    // Counting tokens takes a millisecond for some ten thousand characters: too long for a thread that streams.
+    let mut beats = ask.messages.unwrap_or(path);
+    beats.extend(said);
+    let system = [Some(&bot.system_prompt), ask.system.as_ref(), ask.guidance.as_ref()];
+    let texts = beats.iter().map(|beat| &beat.content).chain(system.into_iter().flatten());
+    let len = texts.map(String::len).sum();
     let assemble = move || {
         let additions =
             Additions { system: ask.system.as_deref(), guidance: ask.guidance.as_deref() };
-        let mut beats = ask.messages.unwrap_or(path);
-        beats.extend(said);
         let messages = prompt::assemble(&bot, &additions, beats, max_tokens)?;
         let prompt_tokens = has_budget.then(|| prompt::count_prompt(&messages));
         Ok::<_, Error>((messages, prompt_tokens))
     };
-    let (messages, prompt_tokens) =
-        tokio::task::spawn_blocking(assemble).await.map_err(Error::internal)??;
+    let (messages, prompt_tokens) = relay.assembly.run(len, assemble).await?;
     if let Some(prompt_tokens) = prompt_tokens {
         spending::reserve(relay, caller, permit, prompt_tokens, answer_tokens).await?;
     }

@@ -27,7 +27,7 @@ const LAYERS: &[&[&str]] = &[
     ],
     &["redis_client", "sqlite"],
     &["auth", "journal", "limits", "outbox", "provider", "store"],
-    &["lifecycle", "outage", "relay"],
+    &["assembly", "lifecycle", "outage", "relay"],
     &[
         "beginning",
         "ending",

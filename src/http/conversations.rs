@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
-use axum::Json as JsonResponse;
 use axum::extract::State;
+use axum::response::Response;
+use axum::{Extension, Json as JsonResponse};
 use http::StatusCode;
 use serde::Deserialize;
 
 use super::extract::{Id, Json, Listing, Parameters, invalid, present};
+use super::whole::Turns;
 use crate::auth::Principal;
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, VariantId};
 use crate::relay::Relay;
 use crate::store::{ConversationPatch, Page};
-use crate::story::{Conversation, Message, Tree};
+use crate::story::Conversation;
 use crate::text;
 
 /// The longest title, in characters: more is no title but a text.
@@ -49,9 +51,10 @@ pub(super) async fn create(
 pub(super) async fn read(
     State(relay): State<Arc<Relay>>,
     caller: Principal,
+    Extension(turns): Extension<Turns>,
     Id(id): Id<ConversationId>,
-) -> Result<JsonResponse<Tree>, Error> {
-    relay.store.read_tree(&caller, id).await.map(JsonResponse)
+) -> Result<Response, Error> {
+    turns.answer(StatusCode::OK, |len_max| relay.store.read_tree(&caller, id, len_max)).await
 }
 
 #[derive(Deserialize)]
@@ -96,10 +99,12 @@ pub(super) struct SelectBody {
 pub(super) async fn select_variant(
     State(relay): State<Arc<Relay>>,
     caller: Principal,
+    Extension(turns): Extension<Turns>,
     Id(id): Id<MessageId>,
-    Json(body): Json<SelectBody>,
-) -> Result<JsonResponse<Message>, Error> {
-    relay.store.select_variant(&caller, id, body.variant_id).await.map(JsonResponse)
+    Json(SelectBody { variant_id }): Json<SelectBody>,
+) -> Result<Response, Error> {
+    let select = |len_max| relay.store.select_variant(&caller, id, variant_id, len_max);
+    turns.answer(StatusCode::OK, select).await
 }
 
 #[derive(Deserialize)]
@@ -111,15 +116,16 @@ pub(super) struct WriteBody {
 pub(super) async fn write_variant(
     State(relay): State<Arc<Relay>>,
     caller: Principal,
+    Extension(turns): Extension<Turns>,
     Id(id): Id<MessageId>,
     Json(body): Json<WriteBody>,
-) -> Result<(StatusCode, JsonResponse<Message>), Error> {
+) -> Result<Response, Error> {
     let content = text::clean(&body.content);
     if content.is_empty() {
         return Err(invalid("`content` is empty. To remove a message, delete it."));
     }
-    let message = relay.store.write_variant(&caller, id, &content).await?;
-    Ok((StatusCode::CREATED, JsonResponse(message)))
+    let write = |len_max| relay.store.write_variant(&caller, id, &content, len_max);
+    turns.answer(StatusCode::CREATED, write).await
 }
 
 /// `DELETE /v1/messages/{id}`

@@ -22,13 +22,14 @@ mod reroll;
 mod security;
 pub mod sse;
 mod stream;
+mod whole;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post, put};
+use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::{Code, Error};
@@ -63,6 +64,7 @@ pub fn router(relay: Arc<Relay>, origins: Origins, proxies: Proxies) -> Router {
         .route("/v1/keys", get(keys::list).post(keys::put))
         .route("/v1/keys/{id}", axum::routing::delete(keys::delete))
         .route("/auth/test", get(operations::auth_test))
+        .layer(Extension(whole::Turns::default()))
         .route_layer(from_fn_with_state(Arc::clone(&relay), authenticate::authenticate))
         .route_layer(from_fn_with_state(gate, address::limit));
 

@@ -57,7 +57,10 @@ pub(super) fn status(code: Code) -> StatusCode {
         | Code::KeyNotFound
         | Code::RouteNotFound => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-        Code::StreamIdReused | Code::GenerationRunning | Code::TooManyKeys => StatusCode::CONFLICT,
+        Code::StreamIdReused
+        | Code::GenerationRunning
+        | Code::TooManyKeys
+        | Code::StoryTooLarge => StatusCode::CONFLICT,
         Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::RateLimited | Code::TooManyStreams | Code::BudgetExceeded => {

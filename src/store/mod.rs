@@ -109,11 +109,16 @@ pub trait Store: Send + Sync + 'static {
         bot_id: Option<BotId>,
     ) -> Result<Conversation, Error>;
 
-    /// The whole tree of a conversation.
+    /// The whole tree of a conversation, whose texts are together no longer than `len_max`, in bytes.
     ///
     /// # Errors
-    /// `ConversationNotFound`, `StoreUnavailable`.
-    async fn read_tree(&self, caller: &Principal, id: ConversationId) -> Result<Tree, Error>;
+    /// `ConversationNotFound`, `StoryTooLarge`, `StoreUnavailable`.
+    async fn read_tree(
+        &self,
+        caller: &Principal,
+        id: ConversationId,
+        len_max: u64,
+    ) -> Result<Tree, Error>;
 
     /// Changes what `patch` names and nothing else.
     ///
@@ -138,26 +143,30 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<(), Error>;
 
     /// Makes a variant the one that the story shows. It must be one with text or finished: not `pending`, not
-    /// `streaming`.
+    /// `streaming`. The message's texts are together no longer than `len_max`, in bytes.
     ///
     /// # Errors
-    /// `MessageNotFound`, `VariantNotFound`, `GenerationRunning` for a variant still being written, `StoreUnavailable`.
+    /// `MessageNotFound`, `VariantNotFound`, `GenerationRunning` for a variant still being written, `StoryTooLarge`,
+    /// `StoreUnavailable`.
     async fn select_variant(
         &self,
         caller: &Principal,
         message: MessageId,
         variant: VariantId,
+        len_max: u64,
     ) -> Result<Message, Error>;
 
-    /// Adds a variant written by hand, complete and active.
+    /// Adds a variant written by hand, complete and active. The message's texts are then together no longer than
+    /// `len_max`, in bytes.
     ///
     /// # Errors
-    /// `MessageNotFound`, `StoreUnavailable`.
+    /// `MessageNotFound`, `StoryTooLarge`, `StoreUnavailable`.
     async fn write_variant(
         &self,
         caller: &Principal,
         message: MessageId,
         content: &str,
+        len_max: u64,
     ) -> Result<Message, Error>;
 
     /// Removes a message and all below it. A head among them moves to the removed message's parent.

@@ -3,7 +3,7 @@
 use crate::error::{Code, Error};
 
 /// What stores refuse.
-const REFUSALS: [Code; 14] = [
+const REFUSALS: [Code; 15] = [
     Code::InvalidRequest,
     Code::InvalidToken,
     Code::NotRerollable,
@@ -17,6 +17,7 @@ const REFUSALS: [Code; 14] = [
     Code::StreamIdReused,
     Code::GenerationRunning,
     Code::TooManyKeys,
+    Code::StoryTooLarge,
     Code::Unsupported,
 ];
 
@@ -42,6 +43,9 @@ pub(super) fn refusal(code: Code) -> Error {
         }
         Code::TooManyKeys => {
             "You have as many keys as one may have. Delete one that you do not use any more."
+        }
+        Code::StoryTooLarge => {
+            "There is more text there than can be read at once. Delete messages that you do not need, or go on in a new story."
         }
         Code::Unsupported => {
             "The app's own tables, on which this relay works, cannot do that. Do it in the app."

@@ -470,6 +470,21 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function relay_v0.message_json is 'A message with its variants as the contract has it.';
 
+create or replace function relay_v0.refuse_larger(uid uuid, message_ids integer[], args jsonb) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  -- Without the argument there is no limit.
+  if (
+    select sum(octet_length(v.content) + octet_length(v.reasoning))
+    from relay_v0.variants v where v.user_id = uid and v.message_id = any (message_ids)
+  ) > (args ->> 'len_max')::bigint
+  then
+    perform relay_v0.refuse(409, 'story_too_large');
+  end if;
+end
+$$;
+comment on function relay_v0.refuse_larger is 'Refuses messages whose texts have more than args.len_max bytes.';
+
 create or replace function relay_v0.conversation_json(conversation public.conversations) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object(
@@ -906,6 +921,7 @@ begin
   end if;
   message_ids := array(
     select m.id from public.messages m where m.conversation_id = conversation.id and m.user_id = uid);
+  perform relay_v0.refuse_larger(uid, message_ids, args);
   -- Messages and their variants in one pass, without a join that could be planned badly: an own text stands for its
   -- message.
   with messages as (
@@ -942,7 +958,7 @@ begin
 end
 $$;
 comment on function public.relay_tree is
-  'The whole story of a conversation. {id} → the conversation, its path and its messages, those that are being written at the end.';
+  'The whole story of a conversation. {id, len_max} → the conversation, its path and its messages, those that are being written at the end.';
 
 create or replace function public.relay_patch_conversation(jsonb) returns jsonb
 language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
@@ -1021,11 +1037,12 @@ begin
   update public.message_alternatives a set
     is_active = a.id = variant_id, is_streaming = a.is_streaming and a.id <> variant_id
     where a.parent_message_id = message.id and a.user_id = uid and (a.is_active or a.id = variant_id);
+  perform relay_v0.refuse_larger(uid, array[message.id], args);
   return relay_v0.message_json(message);
 end
 $$;
 comment on function public.relay_select_variant is
-  'Makes a variant the one that the story shows. {message_id, variant_id} → the message.';
+  'Makes a variant the one that the story shows. {message_id, variant_id, len_max} → the message.';
 
 create or replace function public.relay_write_variant(jsonb) returns jsonb
 language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
@@ -1040,11 +1057,12 @@ begin
     is_streaming, is_complete, user_id)
   values (message.conversation_id, message.id, args ->> 'content', clock_timestamp(), message.is_user_author, true,
     false, true, uid);
+  perform relay_v0.refuse_larger(uid, array[message.id], args);
   return relay_v0.message_json(message);
 end
 $$;
 comment on function public.relay_write_variant is
-  'Adds a variant written by hand, complete and active. {message_id, content} → the message.';
+  'Adds a variant written by hand, complete and active. {message_id, content, len_max} → the message.';
 
 create or replace function public.relay_delete_message(jsonb) returns jsonb
 language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$

@@ -34,6 +34,28 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function relay.message_json is 'A message with its variants as the contract has it.';
 
+create function relay.refuse_larger(len bigint, args jsonb) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  -- Without the argument there is no limit.
+  if len > (args ->> 'len_max')::bigint then
+    perform relay.refuse(409, 'story_too_large');
+  end if;
+end
+$$;
+comment on function relay.refuse_larger is 'Refuses texts of more than args.len_max bytes.';
+
+create function relay.message_if_no_larger(message public.relay_messages, args jsonb) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  perform relay.refuse_larger((
+    select sum(octet_length(v.content) + octet_length(v.reasoning)) from public.relay_variants v
+    where v.message_id = message.id and v.user_id = message.user_id), args);
+  return relay.message_json(message);
+end
+$$;
+comment on function relay.message_if_no_larger is 'As relay.message_json, of texts of no more than args.len_max bytes.';
+
 create function relay.bot_of(uid uuid, bot_id bigint) returns public.relay_bots
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -161,6 +183,12 @@ begin
     ) m
   )
   select coalesce(jsonb_agg(p.id order by p.depth desc) filter (where p.id is not null), '[]') into path from path_up p;
+  perform relay.refuse_larger((
+    select sum(v.len)::bigint from public.relay_messages m cross join lateral (
+      select sum(octet_length(v.content) + octet_length(v.reasoning)) as len from public.relay_variants v
+      where v.message_id = m.id and v.user_id = m.user_id
+    ) v
+    where m.user_id = uid and m.conversation_id = conversation.id), args);
   -- As relay.message_json, in one statement: policies ask once who is calling, and not once a message.
   select coalesce(jsonb_agg(jsonb_build_object(
       'id', m.id, 'parent_id', m.parent_id, 'role', m.role, 'active_variant_id', m.active_variant_id,
@@ -177,7 +205,7 @@ begin
   return relay.conversation_json(conversation) || jsonb_build_object('path', path, 'messages', messages);
 end
 $$;
-comment on function public.relay_tree is 'The whole tree of a conversation. {id} → the conversation, its path and its messages.';
+comment on function public.relay_tree is 'The whole tree of a conversation. {id, len_max} → the conversation, its path and its messages.';
 
 create function public.relay_patch_conversation(jsonb) returns jsonb
 language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
@@ -244,11 +272,11 @@ begin
   end if;
   update public.relay_messages m set active_variant_id = variant_id where m.id = message.id returning * into message;
   update public.relay_conversations set updated_at = clock_timestamp() where id = message.conversation_id;
-  return relay.message_json(message);
+  return relay.message_if_no_larger(message, args);
 end
 $$;
 comment on function public.relay_select_variant is
-  'Makes a variant the one that the story shows. {message_id, variant_id} → the message.';
+  'Makes a variant the one that the story shows. {message_id, variant_id, len_max} → the message.';
 
 create function public.relay_write_variant(jsonb) returns jsonb
 language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
@@ -261,11 +289,11 @@ begin
     set active_variant_id = relay.insert_variant(uid, m.id, args ->> 'content', 'complete')
     where m.id = message.id returning * into message;
   update public.relay_conversations set updated_at = clock_timestamp() where id = message.conversation_id;
-  return relay.message_json(message);
+  return relay.message_if_no_larger(message, args);
 end
 $$;
 comment on function public.relay_write_variant is
-  'Adds a variant written by hand, complete and active. {message_id, content} → the message.';
+  'Adds a variant written by hand, complete and active. {message_id, content, len_max} → the message.';
 
 create function public.relay_delete_message(jsonb) returns jsonb
 language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$

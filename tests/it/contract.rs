@@ -30,6 +30,9 @@ use crate::database::Database;
 use crate::postgrest::Postgrest;
 use crate::relay::principal;
 
+/// Texts of any length.
+const ALL: u64 = 1 << 40;
+
 /// A user with a conversation, and the verbs of a story.
 struct Story {
     store: Arc<dyn Store>,
@@ -95,12 +98,12 @@ impl Story {
     }
 
     async fn message(&self, id: MessageId) -> Option<Message> {
-        let tree = self.store.read_tree(&self.user, self.id).await.unwrap();
+        let tree = self.store.read_tree(&self.user, self.id, ALL).await.unwrap();
         tree.messages.into_iter().find(|message| message.id == id)
     }
 
     async fn head(&self) -> Option<MessageId> {
-        self.store.read_tree(&self.user, self.id).await.unwrap().conversation.head_id
+        self.store.read_tree(&self.user, self.id, ALL).await.unwrap().conversation.head_id
     }
 
     async fn set_head(&self, id: MessageId) {
@@ -118,7 +121,7 @@ impl Story {
 
     /// The story as it reads.
     async fn reads(&self) -> Vec<String> {
-        let tree = self.store.read_tree(&self.user, self.id).await.unwrap();
+        let tree = self.store.read_tree(&self.user, self.id, ALL).await.unwrap();
         let text = |id: &MessageId| {
             let message = tree.messages.iter().find(|message| message.id == *id).unwrap();
             let mut variants = message.variants.iter();
@@ -276,14 +279,14 @@ async fn a_failure_without_text_leaves_nothing_unless_something_hangs_on_it(stor
 async fn a_refused_turn_leaves_nothing(store: Arc<dyn Store>) {
     let story = Story::new(&store).await;
     let told = story.tell("u0", "a0").await;
-    let before = store.read_tree(&story.user, story.id).await.unwrap();
+    let before = store.read_tree(&story.user, story.id, ALL).await.unwrap();
     let place = story.reply(None, "too long");
     let request = begin_as("mine".parse().unwrap(), "one", place);
     let new = story.begin_with(&request).await;
     let rows = new.rows.unwrap();
     let nothing = nothing(Outcome::Refused, "");
     assert_eq!(story.finish(&rows, Outcome::Refused, "").await, nothing);
-    let after = store.read_tree(&story.user, story.id).await.unwrap();
+    let after = store.read_tree(&story.user, story.id, ALL).await.unwrap();
     assert_eq!((after.messages, after.conversation.head_id), (before.messages, Some(told)));
     assert_eq!(
         story.finish(&rows, Outcome::Refused, "").await,
@@ -329,7 +332,7 @@ async fn a_variant_that_was_chosen_though_late_may_fail_without_text(store: Arc<
     let request = Begin { expires_at: Timestamp::UNIX_EPOCH, ..reroll };
     let new = story.begin_with(&request).await;
     let rows = new.rows.unwrap();
-    store.select_variant(&story.user, told, rows.variant_id).await.unwrap();
+    store.select_variant(&story.user, told, rows.variant_id, ALL).await.unwrap();
     story.finish(&rows, Outcome::Failed, "").await;
     let message = story.message(told).await.unwrap();
     assert_eq!((message.variants.len(), message.active_variant_id), (1, None));
@@ -384,7 +387,7 @@ async fn a_reroll_sees_only_what_is_above_its_message(store: Arc<dyn Store>) {
 async fn the_path_has_active_texts_only_and_only_as_much_as_can_matter(store: Arc<dyn Store>) {
     let story = Story::new(&store).await;
     let told = story.tell("u0", "a0").await;
-    store.write_variant(&story.user, told, "edited").await.unwrap();
+    store.write_variant(&story.user, told, "edited", ALL).await.unwrap();
     let (new, rows) = story.ask("u1").await;
     assert_eq!(
         new.path.iter().map(|beat| beat.content.as_str()).collect::<Vec<_>>(),
@@ -444,7 +447,7 @@ async fn one_of_fifty_begins_is_new(store: Arc<dyn Store>) {
         }
     }
     assert_eq!(new, 1);
-    assert_eq!(store.read_tree(&story.user, story.id).await.unwrap().messages.len(), 2);
+    assert_eq!(store.read_tree(&story.user, story.id, ALL).await.unwrap().messages.len(), 2);
     let other = begin_as("same".parse().unwrap(), "two", story.reply(None, "u0"));
     assert_eq!(code(begun(&store, &story.user, &other).await), Code::StreamIdReused);
 }
@@ -458,7 +461,7 @@ async fn two_turns_at_once_are_both_kept(store: Arc<dyn Store>) {
         rows.message_id
     };
     let (one, two) = tokio::join!(turn("one"), turn("two"));
-    assert_eq!(store.read_tree(&story.user, story.id).await.unwrap().messages.len(), 6);
+    assert_eq!(store.read_tree(&story.user, story.id, ALL).await.unwrap().messages.len(), 6);
     assert!([Some(one), Some(two)].contains(&story.head().await));
 }
 
@@ -534,7 +537,7 @@ async fn a_reroll_in_two_steps(store: Arc<dyn Store>) {
     assert_eq!(story.reads().await, ["u0", "another"]);
     let saved = store.find_stream(&story.user, &one.stream_id).await.unwrap().unwrap();
     assert!(saved.is_announced && saved.is_active && saved.content == "another");
-    let question = store.read_tree(&story.user, story.id).await.unwrap().path[0];
+    let question = store.read_tree(&story.user, story.id, ALL).await.unwrap().path[0];
     let refused = store.announce_reroll(&story.user, &MessageRef::Id(question), None).await;
     assert_eq!(code(refused), Code::NotRerollable);
 }
@@ -620,14 +623,14 @@ async fn nothing_of_others_is_there(store: Arc<dyn Store>) {
     let story = Story::new(&store).await;
     let (_, rows) = story.ask("u0").await;
     story.finish(&rows, Outcome::Complete, "a0").await;
-    let before = store.read_tree(&story.user, story.id).await.unwrap();
+    let before = store.read_tree(&story.user, story.id, ALL).await.unwrap();
     let stream_id = before.messages[1].variants[0].stream_id.clone().unwrap();
     let (message, variant) = (rows.message_id, rows.variant_id);
     let stranger = Story::new(&store).await.user;
     let no_conversation = Code::ConversationNotFound;
     let patch =
         ConversationPatch { title: Some("mine".to_owned()), ..ConversationPatch::default() };
-    assert_eq!(code(store.read_tree(&stranger, story.id).await), no_conversation);
+    assert_eq!(code(store.read_tree(&stranger, story.id, ALL).await), no_conversation);
     assert_eq!(code(store.patch_conversation(&stranger, story.id, &patch).await), no_conversation);
     assert_eq!(code(store.delete_conversation(&stranger, story.id).await), no_conversation);
     assert_eq!(
@@ -643,10 +646,13 @@ async fn nothing_of_others_is_there(store: Arc<dyn Store>) {
         );
     }
     assert_eq!(
-        code(store.select_variant(&stranger, message, variant).await),
+        code(store.select_variant(&stranger, message, variant, ALL).await),
         Code::MessageNotFound
     );
-    assert_eq!(code(store.write_variant(&stranger, message, "x").await), Code::MessageNotFound);
+    assert_eq!(
+        code(store.write_variant(&stranger, message, "x", ALL).await),
+        Code::MessageNotFound
+    );
     assert_eq!(code(store.delete_message(&stranger, message).await), Code::MessageNotFound);
     assert!(store.find_stream(&stranger, &stream_id).await.unwrap().is_none());
     let bot_id = before.messages[1].variants[0].bot_id.unwrap();
@@ -666,30 +672,33 @@ async fn nothing_of_others_is_there(store: Arc<dyn Store>) {
     assert_eq!(store.list_keys(&story.user).await.unwrap(), [key]);
     assert_eq!(store.list_conversations(&stranger, &all()).await.unwrap().data.len(), 1);
     assert_eq!(store.list_bots(&stranger, &all()).await.unwrap().data.len(), 1);
-    assert_eq!(store.read_tree(&story.user, story.id).await.unwrap(), before);
+    assert_eq!(store.read_tree(&story.user, story.id, ALL).await.unwrap(), before);
 }
 
 async fn edits_and_choices(store: Arc<dyn Store>) {
     let story = Story::new(&store).await;
     let told = story.tell("u0", "a0").await;
     let first = story.message(told).await.unwrap().active_variant_id.unwrap();
-    let edited = store.write_variant(&story.user, told, "edited").await.unwrap();
+    let edited = store.write_variant(&story.user, told, "edited", ALL).await.unwrap();
     assert_eq!(edited.active_variant_id, Some(edited.variants[1].id));
     assert_eq!(edited.variants[1].status, Status::Complete);
-    store.select_variant(&story.user, told, first).await.unwrap();
+    store.select_variant(&story.user, told, first, ALL).await.unwrap();
     assert_eq!(story.reads().await, ["u0", "a0"]);
     let rows = story.reroll(told).await;
-    let running = store.select_variant(&story.user, told, rows.variant_id).await;
+    let running = store.select_variant(&story.user, told, rows.variant_id, ALL).await;
     assert_eq!(code(running), Code::GenerationRunning);
     let pending = store.announce_reroll(&story.user, &MessageRef::Id(told), None).await.unwrap();
     assert_eq!(
-        code(store.select_variant(&story.user, told, pending.variant_id).await),
+        code(store.select_variant(&story.user, told, pending.variant_id, ALL).await),
         Code::VariantNotFound
     );
     let nobodys = VariantId::try_from(999_999).unwrap();
-    assert_eq!(code(store.select_variant(&story.user, told, nobodys).await), Code::VariantNotFound);
+    assert_eq!(
+        code(store.select_variant(&story.user, told, nobodys, ALL).await),
+        Code::VariantNotFound
+    );
     story.finish(&rows, Outcome::Failed, "half").await;
-    store.select_variant(&story.user, told, rows.variant_id).await.unwrap();
+    store.select_variant(&story.user, told, rows.variant_id, ALL).await.unwrap();
     assert_eq!(story.reads().await, ["u0", "half"], "even a failed one, if the reader likes it");
 }
 
@@ -706,16 +715,16 @@ async fn deleting_takes_what_hangs_below(store: Arc<dyn Store>) {
         Code::GenerationRunning
     );
     story.finish(&rows, Outcome::Complete, "a2").await;
-    let second = store.read_tree(&story.user, story.id).await.unwrap().path[2];
+    let second = store.read_tree(&story.user, story.id, ALL).await.unwrap().path[2];
     store.delete_message(&story.user, second).await.unwrap();
     assert_eq!(story.reads().await, ["u0", "a0"]);
-    assert_eq!(store.read_tree(&story.user, story.id).await.unwrap().messages.len(), 2);
-    let root = store.read_tree(&story.user, story.id).await.unwrap().path[0];
+    assert_eq!(store.read_tree(&story.user, story.id, ALL).await.unwrap().messages.len(), 2);
+    let root = store.read_tree(&story.user, story.id, ALL).await.unwrap().path[0];
     store.delete_message(&story.user, root).await.unwrap();
     assert_eq!((story.head().await, story.reads().await.len()), (None, 0));
     story.tell("anew", "yes").await;
     store.delete_conversation(&story.user, story.id).await.unwrap();
-    assert_eq!(code(store.read_tree(&story.user, story.id).await), Code::ConversationNotFound);
+    assert_eq!(code(store.read_tree(&story.user, story.id, ALL).await), Code::ConversationNotFound);
 }
 
 async fn a_long_story_can_be_deleted_from_its_root(store: Arc<dyn Store>) {
@@ -723,7 +732,7 @@ async fn a_long_story_can_be_deleted_from_its_root(store: Arc<dyn Store>) {
     for page in 0..600 {
         story.tell(&format!("u{page}"), "a").await;
     }
-    let root = store.read_tree(&story.user, story.id).await.unwrap().path[0];
+    let root = store.read_tree(&story.user, story.id, ALL).await.unwrap().path[0];
     store.delete_message(&story.user, root).await.unwrap();
     assert!(story.reads().await.is_empty());
     store.delete_conversation(&story.user, story.id).await.unwrap();
@@ -885,6 +894,21 @@ async fn there_are_only_so_many_keys(store: Arc<dyn Store>) {
     assert_eq!(sealed_keys(&store, &story.user).await.len(), KEYS_MAX, "all come with a turn");
 }
 
+async fn what_is_too_large_is_not_read_nor_changed(store: Arc<dyn Store>) {
+    let story = Story::new(&store).await;
+    let (user, told) = (&story.user, story.tell("u0", "a0").await);
+    let first = story.message(told).await.unwrap().active_variant_id.unwrap();
+    // Bytes count, and not letters.
+    store.write_variant(user, told, "größer", 10).await.unwrap();
+    let before = story.message(told).await.unwrap();
+    assert_eq!(code(store.select_variant(user, told, first, 9).await), Code::StoryTooLarge);
+    assert_eq!(code(store.write_variant(user, told, "x", 10).await), Code::StoryTooLarge);
+    assert_eq!(story.message(told).await.unwrap(), before);
+    assert_eq!(code(store.read_tree(user, story.id, 11).await), Code::StoryTooLarge);
+    assert_eq!(store.read_tree(user, story.id, 12).await.unwrap().messages.len(), 2);
+    store.select_variant(user, told, first, 10).await.unwrap();
+}
+
 /// Runs every test of the contract on the stores that `$new` makes.
 macro_rules! on {
     ($store:ident: $new:expr; $($test:ident)*) => {
@@ -944,6 +968,7 @@ on_every_store! {
     bots_are_resolved_in_order
     nothing_of_others_is_there
     edits_and_choices
+    what_is_too_large_is_not_read_nor_changed
     deleting_takes_what_hangs_below
     a_long_story_can_be_deleted_from_its_root
     a_patch_changes_what_it_names

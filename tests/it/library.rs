@@ -159,6 +159,33 @@ async fn an_edit_is_a_variant_written_by_hand() {
     relay.finish().await;
 }
 
+/// Whatever users have saved and however much of it is read at once, the relay's memory has a bound.
+#[tokio::test]
+async fn a_story_is_read_in_whole_up_to_a_length_that_no_reader_comes_to() {
+    const MEBIBYTE: usize = 1 << 20;
+    let provider = Provider::start().await;
+    let long = "x".repeat(MEBIBYTE - 100);
+    provider.always(Script::telling(&[long.as_str(); 4]));
+    let relay = TestRelay::with(&provider).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let reply = user.told(story, "Go.").await["message_id"].clone();
+    assert_eq!(user.story(story).await[1].len(), 4 * long.len(), "a long one in whole");
+    for _ in 0..16 {
+        user.reroll(json!({"message_id": reply})).await.done().await;
+    }
+    let path = format!("/v1/conversations/{story}");
+    user.get(&path).await.refused(409, "story_too_large");
+    let variants = format!("/v1/messages/{reply}/variants");
+    user.post(&variants, &json!({"content": "y"})).await.refused(409, "story_too_large");
+    let other = user.conversation().await;
+    assert_eq!(user.tree(other).await["messages"], json!([]), "and others as ever");
+    user.told(story, "Go on.").await;
+    user.delete(&format!("/v1/messages/{reply}")).await.ok(204);
+    assert_eq!(user.story(story).await, ["Go."]);
+    relay.finish().await;
+}
+
 #[tokio::test]
 async fn a_variant_is_chosen_only_of_its_own_message() {
     let provider = Provider::start().await;

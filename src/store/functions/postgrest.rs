@@ -22,8 +22,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// its own, so whoever is there has answered by then.
 const CALL_TIMEOUT: Duration = Duration::from_secs(11);
 
-/// The longest answer, in bytes: a tree of some ten thousand pages.
-const ANSWER_LEN_MAX: usize = 64 << 20;
+/// The longest answer, in bytes: more than the longest story that is read in whole, in JSON.
+const ANSWER_LEN_MAX: usize = 144 << 20;
 
 /// The wait before a token is tried again that PostgREST takes for one of the future. Supabase's gateway had its clock
 /// ahead of PostgREST's now and then (PostgREST#5159).

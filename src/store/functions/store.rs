@@ -198,8 +198,13 @@ impl<F: Functions> Store for FunctionStore<F> {
         self.once(caller, "relay_create_conversation", &arguments).await
     }
 
-    async fn read_tree(&self, caller: &Principal, id: ConversationId) -> Result<Tree, Error> {
-        self.repeatable(caller, "relay_tree", &json!({"id": id})).await
+    async fn read_tree(
+        &self,
+        caller: &Principal,
+        id: ConversationId,
+        len_max: u64,
+    ) -> Result<Tree, Error> {
+        self.repeatable(caller, "relay_tree", &json!({"id": id, "len_max": len_max})).await
     }
 
     async fn patch_conversation(
@@ -225,8 +230,9 @@ impl<F: Functions> Store for FunctionStore<F> {
         caller: &Principal,
         message: MessageId,
         variant: VariantId,
+        len_max: u64,
     ) -> Result<Message, Error> {
-        let arguments = json!({"message_id": message, "variant_id": variant});
+        let arguments = json!({"message_id": message, "variant_id": variant, "len_max": len_max});
         self.repeatable(caller, "relay_select_variant", &arguments).await
     }
 
@@ -235,8 +241,9 @@ impl<F: Functions> Store for FunctionStore<F> {
         caller: &Principal,
         message: MessageId,
         content: &str,
+        len_max: u64,
     ) -> Result<Message, Error> {
-        let arguments = json!({"message_id": message, "content": content});
+        let arguments = json!({"message_id": message, "content": content, "len_max": len_max});
         self.once(caller, "relay_write_variant", &arguments).await
     }
 

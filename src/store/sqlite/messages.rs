@@ -14,6 +14,7 @@ pub(super) fn select_variant(
     user: UserId,
     message: MessageId,
     variant: VariantId,
+    len_max: u64,
 ) -> Result<Message, Error> {
     let message = rows::message(connection, user, message)?;
     let status = connection
@@ -29,7 +30,8 @@ pub(super) fn select_variant(
     }
     rows::activate(connection, message.id, variant)?;
     rows::touch(connection, message.conversation.id)?;
-    read::message(connection, message.id)
+    // Refused, it takes back what was done above.
+    read::message(connection, message.id, len_max)
 }
 
 pub(super) fn write_variant(
@@ -37,12 +39,13 @@ pub(super) fn write_variant(
     user: UserId,
     message: MessageId,
     content: &str,
+    len_max: u64,
 ) -> Result<Message, Error> {
     let message = rows::message(connection, user, message)?;
     let variant = rows::insert_variant(connection, message.id, content, Status::Complete)?;
     rows::activate(connection, message.id, variant)?;
     rows::touch(connection, message.conversation.id)?;
-    read::message(connection, message.id)
+    read::message(connection, message.id, len_max)
 }
 
 pub(super) fn delete_message(

@@ -138,9 +138,14 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn read_tree(&self, caller: &Principal, id: ConversationId) -> Result<Tree, Error> {
+    async fn read_tree(
+        &self,
+        caller: &Principal,
+        id: ConversationId,
+        len_max: u64,
+    ) -> Result<Tree, Error> {
         let user = caller.user();
-        self.database.read(move |connection| read::tree(connection, user, id)).await
+        self.database.read(move |connection| read::tree(connection, user, id, len_max)).await
     }
 
     async fn patch_conversation(
@@ -169,10 +174,13 @@ impl Store for SqliteStore {
         caller: &Principal,
         message: MessageId,
         variant: VariantId,
+        len_max: u64,
     ) -> Result<Message, Error> {
         let user = caller.user();
         self.database
-            .write(move |connection| messages::select_variant(connection, user, message, variant))
+            .write(move |connection| {
+                messages::select_variant(connection, user, message, variant, len_max)
+            })
             .await
     }
 
@@ -181,10 +189,13 @@ impl Store for SqliteStore {
         caller: &Principal,
         message: MessageId,
         content: &str,
+        len_max: u64,
     ) -> Result<Message, Error> {
         let (user, content) = (caller.user(), content.to_owned());
         self.database
-            .write(move |connection| messages::write_variant(connection, user, message, &content))
+            .write(move |connection| {
+                messages::write_variant(connection, user, message, &content, len_max)
+            })
             .await
     }
 

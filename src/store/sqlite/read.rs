@@ -16,9 +16,10 @@ pub(super) fn tree(
     connection: &Connection,
     user: UserId,
     id: ConversationId,
+    len_max: u64,
 ) -> Result<Tree, Error> {
     let conversation = super::conversations::read(connection, user, id)?;
-    let messages = messages(connection, "m.conversation_id = ?1", id.get())?;
+    let messages = messages(connection, "m.conversation_id = ?1", id.get(), len_max)?;
     let parents: HashMap<_, _> =
         messages.iter().map(|message| (message.id, message.parent_id)).collect();
     let mut path = Vec::new();
@@ -31,17 +32,31 @@ pub(super) fn tree(
     Ok(Tree { conversation, path, messages })
 }
 
-pub(super) fn message(connection: &Connection, id: MessageId) -> Result<Message, Error> {
-    let message = messages(connection, "m.id = ?1", id.get())?.into_iter().next();
+pub(super) fn message(
+    connection: &Connection,
+    id: MessageId,
+    len_max: u64,
+) -> Result<Message, Error> {
+    let message = messages(connection, "m.id = ?1", id.get(), len_max)?.into_iter().next();
     message.ok_or_else(|| refusal(Code::MessageNotFound))
 }
 
-/// The messages of which `condition` holds, with their variants, oldest first.
+/// The messages of which `condition` holds, with their variants, oldest first, if their texts are no longer than `len_max`.
 fn messages(
     connection: &Connection,
     condition: &str,
     parameter: i64,
+    len_max: u64,
 ) -> Result<Vec<Message>, Error> {
+    let len: i64 = connection
+        .prepare_cached(&format!(
+            "select coalesce(sum(octet_length(v.content) + octet_length(v.reasoning)), 0)
+             from variants v join messages m on m.id = v.message_id where {condition}"
+        ))?
+        .query_row([parameter], |row| row.get(0))?;
+    if len.unsigned_abs() > len_max {
+        return Err(refusal(Code::StoryTooLarge));
+    }
     let mut variants: HashMap<MessageId, Vec<Variant>> = HashMap::new();
     let mut statement = connection.prepare_cached(&format!(
         "select v.*, g.stream_id from variants v join messages m on m.id = v.message_id

@@ -72,6 +72,9 @@ pub(super) fn all(seconds: usize, other: bool) -> Vec<Scenario> {
     let starts = Load { ramp: Duration::from_secs(seconds as u64) / 2, ..paced(50, seconds) };
     let about = "50 streams at 100 tokens a second, begun one after another over half the time";
     all.push(beside_nginx("starts", about, starts, other));
+    // What an answer costs whatever its length.
+    let burst = Load { ramp: Duration::from_secs(8), ..load(2_000, script(10, 100)) };
+    all.push(beside_nginx("burst", "2000 answers of 10 tokens, 250 begun a second", burst, other));
     all.push(Scenario {
         name: "followers",
         about: "one stream at 100 tokens a second, and how many follow it".to_owned(),

@@ -19,11 +19,18 @@ const LOOKS_MAX: usize = 20;
 #[derive(Debug, Default)]
 pub(crate) struct Surroundings {
     loads: Vec<f64>,
+    /// What is measured: asked before the first run, because what is measured is written into the folder.
+    commit: Option<String>,
 }
 
 impl Surroundings {
     /// Waits until nothing else uses the machine, or fails after a while; if it is forced, it only looks.
     pub(crate) fn wait_for_calm(&mut self, is_forced: bool) -> Result<(), Failure> {
+        if self.commit.is_none() {
+            let described =
+                Command::new("git").args(["describe", "--always", "--dirty"]).output()?;
+            self.commit = Some(String::from_utf8(described.stdout)?.trim().to_owned());
+        }
         for _ in 0..LOOKS_MAX {
             let before = Machine::now()?;
             sleep(LOOK);
@@ -38,8 +45,6 @@ impl Surroundings {
 
     /// The commit, the machine and what else it did, with a warning if that was much.
     pub(crate) fn tell(&mut self, rounds: usize) -> Result<String, Failure> {
-        let commit = Command::new("git").args(["describe", "--always", "--dirty"]).output()?;
-        let commit = String::from_utf8(commit.stdout)?;
         let load = median(&mut self.loads);
         let warning = if load > BUSY_MAX {
             "**The machine was busy with something else: take ratios with their spread, and times for upper bounds.** "
@@ -48,7 +53,7 @@ impl Surroundings {
         };
         Ok(format!(
             "{warning}Commit {}, {rounds} rounds, on {}. Before a run {:.0} % of the machine was used by something else (at most {:.0} %).",
-            commit.trim(),
+            self.commit.as_deref().unwrap_or("unknown"),
             usage::machine(),
             load * 100.0,
             self.loads.iter().copied().fold(0.0, f64::max) * 100.0,
