@@ -54,7 +54,8 @@ pub(super) async fn read(
     Extension(turns): Extension<Turns>,
     Id(id): Id<ConversationId>,
 ) -> Result<Response, Error> {
-    turns.answer(StatusCode::OK, |len_max| relay.store.read_tree(&caller, id, len_max)).await
+    let read = |len_max| relay.store.read_tree(&caller, id, len_max);
+    turns.answer(caller.user(), StatusCode::OK, read).await
 }
 
 #[derive(Deserialize)]
@@ -104,7 +105,7 @@ pub(super) async fn select_variant(
     Json(SelectBody { variant_id }): Json<SelectBody>,
 ) -> Result<Response, Error> {
     let select = |len_max| relay.store.select_variant(&caller, id, variant_id, len_max);
-    turns.answer(StatusCode::OK, select).await
+    turns.answer(caller.user(), StatusCode::OK, select).await
 }
 
 #[derive(Deserialize)]
@@ -125,7 +126,7 @@ pub(super) async fn write_variant(
         return Err(invalid("`content` is empty. To remove a message, delete it."));
     }
     let write = |len_max| relay.store.write_variant(&caller, id, &content, len_max);
-    turns.answer(StatusCode::CREATED, write).await
+    turns.answer(caller.user(), StatusCode::CREATED, write).await
 }
 
 /// `DELETE /v1/messages/{id}`

@@ -85,7 +85,7 @@ impl From<Error> for Refusal {
     }
 }
 
-/// An answer that is coming in from a server. Dropping it closes the connection.
+/// An answer that is coming in from a server. Dropped before its end, it closes the connection.
 #[derive(Debug)]
 pub struct Stream {
     endpoint: Arc<Endpoint>,

@@ -18,6 +18,10 @@ use crate::text::{self, discreet};
 /// does not grow with the story.
 pub(super) const PATH_CHARS_PER_TOKEN: u64 = 8;
 
+/// What a variant counts beside its texts, in bytes, where texts may have a length: as much as it has of other fields. The
+/// functions of the database have the same number.
+pub(super) const VARIANT_LEN: i64 = 512;
+
 /// Where a generation belongs.
 #[derive(Clone, PartialEq, Eq, Serialize)]
 pub enum Place {

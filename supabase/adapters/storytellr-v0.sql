@@ -475,7 +475,7 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   -- Without the argument there is no limit.
   if (
-    select sum(octet_length(v.content) + octet_length(v.reasoning))
+    select sum(512 + octet_length(v.content) + octet_length(v.reasoning))
     from relay_v0.variants v where v.user_id = uid and v.message_id = any (message_ids)
   ) > (args ->> 'len_max')::bigint
   then

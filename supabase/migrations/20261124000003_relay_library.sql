@@ -43,13 +43,13 @@ begin
   end if;
 end
 $$;
-comment on function relay.refuse_larger is 'Refuses texts of more than args.len_max bytes.';
+comment on function relay.refuse_larger is 'Refuses texts of more than args.len_max bytes, of which each variant has 512 beside its own.';
 
 create function relay.message_if_no_larger(message public.relay_messages, args jsonb) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   perform relay.refuse_larger((
-    select sum(octet_length(v.content) + octet_length(v.reasoning)) from public.relay_variants v
+    select sum(512 + octet_length(v.content) + octet_length(v.reasoning)) from public.relay_variants v
     where v.message_id = message.id and v.user_id = message.user_id), args);
   return relay.message_json(message);
 end
@@ -185,7 +185,7 @@ begin
   select coalesce(jsonb_agg(p.id order by p.depth desc) filter (where p.id is not null), '[]') into path from path_up p;
   perform relay.refuse_larger((
     select sum(v.len)::bigint from public.relay_messages m cross join lateral (
-      select sum(octet_length(v.content) + octet_length(v.reasoning)) as len from public.relay_variants v
+      select sum(512 + octet_length(v.content) + octet_length(v.reasoning)) as len from public.relay_variants v
       where v.message_id = m.id and v.user_id = m.user_id
     ) v
     where m.user_id = uid and m.conversation_id = conversation.id), args);

@@ -33,6 +33,9 @@ use crate::relay::principal;
 /// Texts of any length.
 const ALL: u64 = 1 << 40;
 
+/// What a variant counts beside its texts.
+const VARIANT_LEN: u64 = 512;
+
 /// A user with a conversation, and the verbs of a story.
 struct Story {
     store: Arc<dyn Store>,
@@ -898,15 +901,18 @@ async fn what_is_too_large_is_not_read_nor_changed(store: Arc<dyn Store>) {
     let story = Story::new(&store).await;
     let (user, told) = (&story.user, story.tell("u0", "a0").await);
     let first = story.message(told).await.unwrap().active_variant_id.unwrap();
-    // Bytes count, and not letters.
-    store.write_variant(user, told, "größer", 10).await.unwrap();
+    // Bytes count, and not letters; and each variant for the rest that it has.
+    let len = 2 * VARIANT_LEN + 10;
+    store.write_variant(user, told, "größer", len).await.unwrap();
     let before = story.message(told).await.unwrap();
-    assert_eq!(code(store.select_variant(user, told, first, 9).await), Code::StoryTooLarge);
-    assert_eq!(code(store.write_variant(user, told, "x", 10).await), Code::StoryTooLarge);
+    assert_eq!(code(store.select_variant(user, told, first, len - 1).await), Code::StoryTooLarge);
+    let more = store.write_variant(user, told, "x", len + VARIANT_LEN).await;
+    assert_eq!(code(more), Code::StoryTooLarge);
     assert_eq!(story.message(told).await.unwrap(), before);
-    assert_eq!(code(store.read_tree(user, story.id, 11).await), Code::StoryTooLarge);
-    assert_eq!(store.read_tree(user, story.id, 12).await.unwrap().messages.len(), 2);
-    store.select_variant(user, told, first, 10).await.unwrap();
+    let all = len + VARIANT_LEN + 2;
+    assert_eq!(code(store.read_tree(user, story.id, all - 1).await), Code::StoryTooLarge);
+    assert_eq!(store.read_tree(user, story.id, all).await.unwrap().messages.len(), 2);
+    store.select_variant(user, told, first, len).await.unwrap();
 }
 
 /// Runs every test of the contract on the stores that `$new` makes.

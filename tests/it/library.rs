@@ -171,7 +171,7 @@ async fn a_story_is_read_in_whole_up_to_a_length_that_no_reader_comes_to() {
     let story = user.conversation().await;
     let reply = user.told(story, "Go.").await["message_id"].clone();
     assert_eq!(user.story(story).await[1].len(), 4 * long.len(), "a long one in whole");
-    for _ in 0..16 {
+    for _ in 0..8 {
         user.reroll(json!({"message_id": reply})).await.done().await;
     }
     let path = format!("/v1/conversations/{story}");

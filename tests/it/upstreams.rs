@@ -63,8 +63,10 @@ impl Canary {
         for address in &self.addresses {
             own.push(TcpStream::connect((*address, self.port)).await.unwrap());
         }
-        let own: HashSet<_> = own.iter().map(|socket| socket.local_addr().unwrap()).collect();
-        let is_own = |(peer, _): &&(SocketAddr, IpAddr)| own.contains(peer);
+        let ends =
+            |socket: &TcpStream| (socket.local_addr().unwrap(), socket.peer_addr().unwrap().ip());
+        let own: HashSet<_> = own.iter().map(ends).collect();
+        let is_own = |visit: &&(SocketAddr, IpAddr)| own.contains(*visit);
         while self.accepted.lock().unwrap().iter().filter(is_own).count() < own.len() {
             timeout(PATIENCE, self.news.notified()).await.unwrap();
         }

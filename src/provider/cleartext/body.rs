@@ -35,8 +35,13 @@ impl Body {
         head: &Head,
         idle: Option<Idle>,
     ) -> Result<Self, Fault> {
-        let idle = idle.filter(|_| head.keeps_alive());
-        Ok(Self { socket: Some(socket), framing: Framing::of(head)?, early, idle })
+        let framing = Framing::of(head)?;
+        // What comes behind a body was not asked for.
+        let is_clean = framing != Framing::Over || early.is_empty();
+        let idle = idle.filter(|_| head.keeps_alive() && is_clean);
+        // Room in which there is nothing is given back.
+        let early = if early.is_empty() { Vec::new() } else { early };
+        Ok(Self { socket: Some(socket), framing, early, idle })
     }
 
     /// Waits for more, and hands all that is there to `take`, in pieces. Returns whether there was anything: the body is over

@@ -61,11 +61,15 @@ impl Framing {
             _ => return Err(Fault::Malformed("its transfer coding is not known")),
         }
         let mut lengths = head.words(header::CONTENT_LENGTH);
-        let Some(length) = lengths.next() else { return Ok(Self::UntilClosed) };
+        if !head.headers.contains_key(header::CONTENT_LENGTH) {
+            return Ok(Self::UntilClosed);
+        }
+        let length = lengths.next().unwrap_or_default();
         let is_number = length.bytes().all(|byte| byte.is_ascii_digit());
         match length.parse() {
-            Ok(0) if lengths.all(|other| other == length) => Ok(Self::Over),
-            Ok(len) if is_number && lengths.all(|other| other == length) => Ok(Self::Length(len)),
+            Ok(len) if is_number && lengths.all(|other| other == length) => {
+                Ok(if len == 0 { Self::Over } else { Self::Length(len) })
+            }
             _ => Err(Fault::Malformed("its length is not known")),
         }
     }
@@ -137,9 +141,8 @@ impl Chunked {
             (Self::Len { digits: 1.., len }, b';' | b' ' | b'\t') => {
                 Self::Extension { len: *len, passed: 0 }
             }
-            (Self::Len { digits: 0..16, len }, byte) => {
+            (Self::Len { digits: digits @ 0..16, len }, byte) => {
                 let Some(digit) = char::from(byte).to_digit(16) else { return malformed };
-                let Self::Len { digits, .. } = self else { return malformed };
                 Self::Len { len: len << 4 | u64::from(digit), digits: digits + 1 }
             }
             (Self::Extension { len, .. }, b'\r') => Self::LenEnd(*len),

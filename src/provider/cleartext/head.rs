@@ -94,7 +94,11 @@ fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Fault> {
 impl Head {
     /// Whether another request may follow on the connection.
     pub(super) fn keeps_alive(&self) -> bool {
+        // A length beside chunks is how responses are smuggled (RFC 9112, section 6.3).
+        let is_ambiguous = self.headers.contains_key(header::TRANSFER_ENCODING)
+            && self.headers.contains_key(header::CONTENT_LENGTH);
         self.is_1_1
+            && !is_ambiguous
             && !self.words(header::CONNECTION).any(|word| word.eq_ignore_ascii_case("close"))
     }
 

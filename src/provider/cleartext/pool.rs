@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
+use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -12,7 +14,7 @@ use crate::provider::client::POOL_IDLE_TIMEOUT;
 /// Connections that wait, in all. More are closed: it is as many answers as end in a moment.
 const LEN_MAX: usize = 1_024;
 
-/// Connections that wait, by whom they are to.
+/// Connections that wait, by whom they are to. Those that have waited too long are closed when the next one comes or goes.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     waiting: Mutex<HashMap<String, Vec<(TcpStream, Instant)>>>,
@@ -29,9 +31,10 @@ impl Pool {
     /// A connection that has not been closed, the one that was used last.
     pub(super) fn take(&self, place: &str) -> Option<TcpStream> {
         let mut waiting = self.lock();
+        Self::forget(&mut waiting);
         let sockets = waiting.get_mut(place)?;
-        while let Some((socket, since)) = sockets.pop() {
-            if since.elapsed() < POOL_IDLE_TIMEOUT && is_quiet(&socket) {
+        while let Some((socket, _)) = sockets.pop() {
+            if is_quiet(&socket) {
                 return Some(socket);
             }
         }
@@ -65,5 +68,7 @@ impl Idle {
 
 /// Whether the other end has neither closed nor said anything.
 fn is_quiet(socket: &TcpStream) -> bool {
-    matches!(socket.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    // The kernel is asked, and not what the runtime has heard of it so far.
+    let peeked = SockRef::from(socket).peek(&mut [MaybeUninit::uninit()]);
+    matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
 }

@@ -114,8 +114,31 @@ async fn a_connection_that_was_closed_or_is_half_read_is_not_used_again() {
     }
     let (_, body) = post(&client, &url, "end").await.unwrap();
     drop(body);
+    assert!(client.pool.take(&url.origin().ascii_serialization()).is_none());
     let (_, body) = post(&client, &url, "end").await.unwrap();
     assert_eq!(text(body).await.0, "Hello");
+}
+
+/// What is behind a body would be read for the head of somebody else's.
+#[tokio::test]
+async fn a_connection_of_which_nobody_knows_where_it_stands_is_not_used_again() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nHello!",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nHello\r\n0\r\n\r\n!",
+        "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n!",
+        "HTTP/1.1 204 No Content\r\n\r\n!",
+        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: Close\r\n\r\nHello",
+        "HTTP/1.0 200 OK\r\ncontent-length: 5\r\n\r\nHello",
+        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let manner = Manner { answers: Vec::leak(vec![answer]), stays: true, is_hasty: false };
+        let (url, _requests, _task) = server(vec![manner]).await;
+        let client = client();
+        let (_, body) = post(&client, &url, "end").await.unwrap();
+        assert_eq!(text(body).await.1, None, "{answer}");
+        let waiting = client.pool.take(&url.origin().ascii_serialization());
+        assert!(waiting.is_none(), "{answer}");
+    }
 }
 
 #[tokio::test]
@@ -166,6 +189,8 @@ async fn what_is_no_response_is_a_fault() {
         ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx", "length"),
         ("HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\nx", "length"),
         ("HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\nx", "length"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: +0\r\n\r\n", "length"),
+        ("HTTP/1.1 200 OK\r\ncontent-length:\r\n\r\n", "length"),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "coding"),
         ("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "coding"),
         ("HTTP/1.1 101 Switching Protocols\r\n\r\n", "response"),

@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(11);
 
 /// The longest answer, in bytes: more than the longest story that is read in whole, in JSON.
-const ANSWER_LEN_MAX: usize = 144 << 20;
+const ANSWER_LEN_MAX: usize = 200 << 20;
 
 /// The wait before a token is tried again that PostgREST takes for one of the future. Supabase's gateway had its clock
 /// ahead of PostgREST's now and then (PostgREST#5159).

@@ -9,6 +9,7 @@ use crate::error::{Code, Error};
 use crate::event::BotRef;
 use crate::id::{ConversationId, MessageId, StreamId, UserId};
 use crate::store::SavedStream;
+use crate::store::model::VARIANT_LEN;
 use crate::store::refusal::refusal;
 use crate::story::{Message, Tree, Variant};
 
@@ -50,10 +51,10 @@ fn messages(
 ) -> Result<Vec<Message>, Error> {
     let len: i64 = connection
         .prepare_cached(&format!(
-            "select coalesce(sum(octet_length(v.content) + octet_length(v.reasoning)), 0)
+            "select coalesce(sum(?2 + octet_length(v.content) + octet_length(v.reasoning)), 0)
              from variants v join messages m on m.id = v.message_id where {condition}"
         ))?
-        .query_row([parameter], |row| row.get(0))?;
+        .query_row([parameter, VARIANT_LEN], |row| row.get(0))?;
     if len.unsigned_abs() > len_max {
         return Err(refusal(Code::StoryTooLarge));
     }

@@ -61,8 +61,10 @@ impl Report {
     /// Latency and memory over the number of streams, of everything that was beside nginx.
     fn picture(&self) -> String {
         let beside_nginx = self.measured.iter().filter(|(scenario, _)| {
-            let script = scenario.cases[0].load.script;
-            scenario.cases[0].name == "nginx" && script.rate > 0
+            let is_paced = scenario.cases[0].load.script.rate > 0;
+            // These two are others of the same numbers.
+            let is_of_starts = matches!(scenario.name, "starts" | "burst");
+            scenario.cases[0].name == "nginx" && is_paced && !is_of_starts
         });
         let (mut latency, mut memory) = (Panel::new("token, ms"), Panel::new("memory, MiB"));
         for (scenario, rounds) in beside_nginx {

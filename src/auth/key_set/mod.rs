@@ -3,17 +3,20 @@
 //! One task fetches. Whoever needs a key that is not there asks it and waits; whoever needs one that is there waits for
 //! nothing. While the source is down the keys that are known go on working.
 
+mod source;
+
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use http::{StatusCode, header};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 use url::Url;
 
 use super::jwks::{self, Keys, Set, Unusable};
+use source::{Project, Source};
 
 /// How old the keys may become. Supabase's own caches keep them as long.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -27,14 +30,10 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// How long one fetch may take, and whoever waits for it.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest set in bytes. A set of four keys has some two thousand.
-const SET_LEN_MAX: usize = 256 << 10;
-
 /// The keys of a project.
-#[derive(Debug)]
 pub struct KeySet {
     url: Url,
-    client: reqwest::Client,
+    source: Box<dyn Source>,
     keys: RwLock<Arc<Keys>>,
     /// Somebody needs a key that is not there.
     wanted: Notify,
@@ -65,15 +64,14 @@ impl KeySet {
     /// # Errors
     /// If no TLS client can be made, for want of certificate authorities on this machine.
     pub fn new(url: Url) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("storytellr-relay/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .timeout(FETCH_TIMEOUT)
-            .build()?;
+        let project = Project::new(url.clone(), FETCH_TIMEOUT)?;
+        Ok(Self::of(url, Box::new(project)))
+    }
+
+    fn of(url: Url, source: Box<dyn Source>) -> Self {
         let last = watch::Sender::new(None);
         let (keys, passed_over) = (RwLock::default(), Mutex::default());
-        Ok(Self { url, client, keys, wanted: Notify::new(), last, passed_over })
+        Self { url, source, keys, wanted: Notify::new(), last, passed_over }
     }
 
     /// Keeps the set fresh for as long as it is polled.
@@ -123,9 +121,12 @@ impl KeySet {
 
     /// How many usable keys there are now, or why the set cannot be had; the keys that were known are kept then.
     async fn refresh(&self) -> Result<usize, String> {
-        let Set { keys, passed_over } = self.fetch().await?;
+        let set = self.source.fetch().await?;
+        let Set { keys, passed_over } = jwks::parse(&set).map_err(|error| error.to_string())?;
         let len = keys.len();
-        self.tell(passed_over);
+        for (at, reason) in self.news(passed_over) {
+            warn!(at, %reason, "a key of the set is passed over");
+        }
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
         Ok(len)
     }
@@ -163,32 +164,22 @@ impl KeySet {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Tells the operator of keys that check nothing, unless the last set had the same.
-    fn tell(&self, passed_over: Vec<(usize, Unusable)>) {
+    /// What the operator is to be told of keys that check nothing: all of it, unless the last set had the same.
+    fn news(&self, passed_over: Vec<(usize, Unusable)>) -> Vec<(usize, Unusable)> {
         let mut told = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
-        if *told != passed_over {
-            for (at, reason) in &passed_over {
-                warn!(at, %reason, "a key of the set is passed over");
-            }
-            *told = passed_over;
+        if *told == passed_over {
+            return Vec::new();
         }
-    }
-
-    async fn fetch(&self) -> Result<Set, String> {
-        let request = self.client.get(self.url.clone()).header(header::ACCEPT, "application/json");
-        let mut response = request.send().await.map_err(|error| error.without_url().to_string())?;
-        if response.status() != StatusCode::OK {
-            return Err(format!("status {}", response.status()));
-        }
-        let mut body = Vec::new();
-        while let Some(bytes) =
-            response.chunk().await.map_err(|error| error.without_url().to_string())?
-        {
-            if body.len() + bytes.len() > SET_LEN_MAX {
-                return Err(format!("it has more than {SET_LEN_MAX} bytes"));
-            }
-            body.extend_from_slice(&bytes);
-        }
-        jwks::parse(&body).map_err(|error| error.to_string())
+        told.clone_from(&passed_over);
+        passed_over
     }
 }
+
+impl fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySet").field("host", &self.url.host_str()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
