@@ -52,19 +52,12 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("hyper_util", &["src/http/listener/"]),
     ("socket2", &["src/http/listener/", "src/provider/cleartext/"]),
     ("tower_http", &["src/http/"]),
-    (
-        "reqwest",
-        &["src/auth/key_set/", "src/provider/", "src/store/functions/postgrest.rs"],
-    ),
+    ("reqwest", &["src/auth/key_set/", "src/provider/", "src/store/functions/postgrest.rs"]),
     ("chacha20poly1305", &["src/seal/"]),
     // Whoever can make a client can call what a user typed without the guard.
     (
         "reqwest::Client",
-        &[
-            "src/auth/key_set/",
-            "src/provider/client.rs",
-            "src/store/functions/postgrest.rs",
-        ],
+        &["src/auth/key_set/", "src/provider/client.rs", "src/store/functions/postgrest.rs"],
     ),
     ("tiktoken_rs", &["src/prompt.rs"]),
     ("jsonwebtoken", &["src/auth/"]),

@@ -175,6 +175,16 @@ impl KeySet {
     }
 }
 
+#[cfg(test)]
+impl KeySet {
+    /// A key set for tests of what uses it: what `answer` says, fetched once.
+    pub(crate) async fn of_answer(answer: Result<serde_json::Value, &'static str>) -> Arc<Self> {
+        let set = tests::fetched_from([Some(answer)]);
+        let _fetched = set.fetch_once().await;
+        Arc::new(set)
+    }
+}
+
 impl fmt::Debug for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeySet").field("host", &self.url.host_str()).finish_non_exhaustive()

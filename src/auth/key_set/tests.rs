@@ -35,6 +35,13 @@ impl Source for Arc<Scripted> {
     }
 }
 
+/// A key set that nobody keeps fresh.
+pub(super) fn fetched_from(answers: impl IntoIterator<Item = Answer>) -> KeySet {
+    let source = Arc::new(Scripted::default());
+    source.answers.lock().unwrap().extend(answers);
+    KeySet::of("https://project.supabase.co/keys".parse().unwrap(), Box::new(source))
+}
+
 /// A key set that is kept fresh, and its source.
 struct Kept {
     set: Arc<KeySet>,
@@ -160,10 +167,7 @@ async fn nonsense_is_no_set_and_takes_none_away() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_fetched_once_is_all_there_is() {
-    let source = Arc::new(Scripted::default());
-    source.answers.lock().unwrap().extend([Some(Err("down")), set(&["a", "b"])]);
-    let url = "https://project.supabase.co/keys".parse().unwrap();
-    let once = KeySet::of(url, Box::new(Arc::clone(&source)));
+    let once = fetched_from([Some(Err("down")), set(&["a", "b"])]);
     assert_eq!(once.url().as_str(), "https://project.supabase.co/keys");
     assert_eq!(once.fetch_once().await.unwrap_err(), "down");
     assert!(!once.has_set());
@@ -178,8 +182,7 @@ async fn what_is_fetched_once_is_all_there_is() {
 
 #[test]
 fn of_a_key_that_is_passed_over_the_operator_is_told_once() {
-    let url = "https://project.supabase.co/keys".parse().unwrap();
-    let set = KeySet::of(url, Box::new(Arc::new(Scripted::default())));
+    let set = fetched_from([]);
     let reasons = |kids: &[&str]| {
         let answer = self::set(kids).unwrap().unwrap().to_string();
         jwks::parse(answer.as_bytes()).unwrap().passed_over

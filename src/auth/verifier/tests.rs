@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const SECRET: &str = "super-secret-jwt-token-with-at-least-32-characters-long";
-const ISSUER: &str = "https://project.supabase.co/auth/v1";
-const NOW: i64 = 1_800_000_000;
+pub(super) const SECRET: &str = "super-secret-jwt-token-with-at-least-32-characters-long";
+pub(super) const ISSUER: &str = "https://project.supabase.co/auth/v1";
+pub(super) const NOW: i64 = 1_800_000_000;
 
 fn verifier() -> Verifier {
     Verifier::new(SharedSecret::new(SECRET).as_ref(), None, Issuers::Only(vec![ISSUER.to_owned()]))
 }
 
-fn claims() -> Value {
+pub(super) fn claims() -> Value {
     json!({
         "iss": ISSUER, "sub": "6f6f0b3c-7a27-4a4f-9d0c-0a6a1f2a4a11", "aud": "authenticated", "role": "authenticated",
         "exp": NOW + 3600, "iat": NOW, "email": "", "is_anonymous": false,
@@ -30,7 +30,7 @@ fn token_of(header: impl AsRef<[u8]>, claims: impl AsRef<[u8]>, secret: &str) ->
     signed(&format!("{}.{}", encoded(header), encoded(claims)), secret)
 }
 
-fn encoded(part: impl AsRef<[u8]>) -> String {
+pub(super) fn encoded(part: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(part)
 }
 

@@ -29,6 +29,8 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 enum Answer {
     Addresses(Vec<IpAddr>),
     NoSuchName,
+    /// No such name, and that only after a while.
+    Late(Duration),
     Silence,
 }
 
@@ -55,6 +57,10 @@ impl Lookup for Scripted {
         match answer.unwrap() {
             Answer::Addresses(addresses) => Ok(addresses),
             Answer::NoSuchName => Err(io::Error::other("no such name")),
+            Answer::Late(after) => {
+                sleep(after).await;
+                Err(io::Error::other("no such name"))
+            }
             Answer::Silence => std::future::pending().await,
         }
     }
@@ -148,6 +154,20 @@ async fn nobody_can_tell_why_there_is_no_answer() {
         let guard = guard(allow(&["127.0.0.9/32"], &[]), Scripted::new([answer]));
         let logged = refusal(&guard, &url).await;
         assert!(logged.contains(reason), "{url}: {logged}");
+    }
+}
+
+/// Up to three times, but for tries that might be answered only after the refusal is told.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_answer_is_tried_again_if_there_is_time_for_it() {
+    for (lookup_seconds, tries) in [(0.0, 2..=3), (1.4, 1..=1)] {
+        let mut answers = vec![Answer::Late(Duration::from_secs_f64(lookup_seconds)); 10];
+        answers.push(Answer::NoSuchName);
+        let lookup = Scripted::new(answers);
+        let guard = guard(UpstreamAllow::default(), Arc::clone(&lookup));
+        refusal(&guard, "https://somebody.example/v1").await;
+        let made = 11 - lookup.0.lock().unwrap().len();
+        assert!(tries.contains(&made), "{made} in {lookup_seconds} s each");
     }
 }
 
