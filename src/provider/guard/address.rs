@@ -108,3 +108,18 @@ fn is_isatap(address: Ipv6Addr) -> bool {
     let [.., flags, isatap, _, _] = address.segments();
     flags & !0x0300 == 0 && isatap == 0x5efe
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn isatap_is_told_by_its_group_and_two_flags() {
+        for (flags, expected) in
+            [(0, true), (0x100, true), (0x200, true), (0x300, true), (0x400, false), (1, false)]
+        {
+            let address = Ipv6Addr::new(0x2600, 0, 0, 0, flags, 0x5efe, 0x808, 0x808);
+            assert_eq!(is_isatap(address), expected, "{address}");
+        }
+    }
+}
