@@ -137,6 +137,18 @@ async fn a_key_that_is_not_known_is_asked_for_once_in_half_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wish_that_comes_too_soon_is_heard_when_its_time_has_come() {
+    let kept = Kept::new([set(&["a"])]);
+    pass(1.0).await;
+    assert_eq!(kept.asks("b").await, (false, 0.0));
+    kept.set.wanted.notify_one();
+    pass(29.0).await;
+    assert_eq!(kept.fetched(), [0.0, 1.0]);
+    pass(2.0).await;
+    assert_eq!(kept.fetched(), [0.0, 1.0, 31.0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hundred_who_ask_at_once_are_one_fetch() {
     let kept = Kept::new([set(&["a"]), set(&["a", "b"])]);
     pass(1.0).await;
