@@ -1,7 +1,8 @@
 //! Answers as large as what a user has written: whole stories, and messages with all their variants.
 //!
-//! Nearly all are small, and many of those are read at once. The few that are not take turns, so that the memory of all has a
-//! bound, whatever users have saved and however slowly they read it.
+//! Nearly all are small, and many of those are read at once. The few that are not take turns, so that their memory has a
+//! bound, whatever users have saved and however slowly they read it. How many small ones are being sent is bounded by users'
+//! requests and connections alone.
 
 use std::collections::HashMap;
 use std::future::Future;

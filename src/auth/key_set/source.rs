@@ -64,6 +64,7 @@ impl Source for Project {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -85,7 +86,9 @@ mod tests {
             let _written = socket.write_all(body.as_bytes()).await;
             String::from_utf8(request).unwrap()
         };
-        tokio::join!(project.fetch(), answer)
+        let both = async { tokio::join!(project.fetch(), answer) };
+        // Nobody may have asked.
+        timeout(Duration::from_secs(20), both).await.unwrap()
     }
 
     #[tokio::test]

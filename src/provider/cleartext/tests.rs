@@ -104,13 +104,14 @@ async fn a_connection_that_was_closed_or_is_half_read_is_not_used_again() {
         assert_eq!(text(body).await.0, "Hello");
         requests.recv().await.unwrap();
         // The server closes it now; until that has come it looks like one that is there.
-        while client.pool.take(&url.origin().ascii_serialization()).is_some_and(|socket| {
-            Idle { pool: Arc::clone(&client.pool), place: url.origin().ascii_serialization() }
-                .put(socket);
-            true
-        }) {
-            tokio::task::yield_now().await;
-        }
+        let closed = async {
+            let place = url.origin().ascii_serialization();
+            while let Some(socket) = client.pool.take(&place) {
+                Idle { pool: Arc::clone(&client.pool), place: place.clone() }.put(socket);
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(20), closed).await.unwrap();
     }
     let (_, body) = post(&client, &url, "end").await.unwrap();
     drop(body);
