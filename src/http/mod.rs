@@ -30,7 +30,6 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post, put};
 use axum::{Extension, Router};
-use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::{Code, Error};
 use crate::relay::Relay;
@@ -78,7 +77,7 @@ pub fn router(relay: Arc<Relay>, origins: Origins, proxies: Proxies) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
         .layer(from_fn(loops::refuse))
-        .layer(CatchPanicLayer::custom(reject::panicked))
+        .layer(from_fn(reject::panics))
         .layer(cors::layer(origins))
         .layer(from_fn(request_log::log))
         .layer(from_fn(security::harden))

@@ -3,10 +3,13 @@
 //! An error becomes a response without a body that carries the error; `request_log`, which knows the request's id, logs
 //! it and writes the body. So an error is logged once, and no handler has to know ids.
 
-use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use axum::extract::Request;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt as _;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
@@ -103,10 +106,14 @@ pub(super) fn envelope(error: &Error, request_id: &str) -> String {
     serde_json::to_string(&Envelope { error: body }).unwrap_or_default()
 }
 
-/// What a client gets when a handler panics. The panic's own message may hold anything, so it goes nowhere; that
-/// there was one, and where, is in the operator's log by the panic hook.
-pub(super) fn panicked(_panic: Box<dyn Any + Send>) -> Response {
-    Error::internal("a request handler panicked").into_response()
+/// Answers for a handler that panics. The panic's own message may hold anything, so it goes nowhere; that there was one, and
+/// where, is in the operator's log by the panic hook. tower-http's layer would put the body of every response into two boxes
+/// more, and an event stream would be polled through them at each token.
+pub(super) async fn panics(request: Request, next: Next) -> Response {
+    AssertUnwindSafe(next.run(request))
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| Error::internal("a request handler panicked").into_response())
 }
 
 #[cfg(test)]

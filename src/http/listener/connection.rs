@@ -4,10 +4,10 @@
 //! rule holds for all, from the first byte on: a connection without a request is idle.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -24,9 +24,10 @@ use tower::ServiceExt;
 use tracing::debug;
 
 use super::admission::Place;
-use super::body::{RequestBody, ResponseBody, Room};
 use super::crowd::{Crowd, Member};
 use super::events::{self, Handover};
+use super::request_body::{self, Room};
+use super::response_body::ResponseBody;
 use super::socket::Socket;
 use super::stream::StreamExecutor;
 use super::{Limits, Peer};
@@ -352,12 +353,21 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let in_flight = InFlight::begin(&self.activity);
         let handover = Handover::is_for(&request).then(|| self.handover.clone());
-        let mut request = request.map(|incoming| {
-            Body::new(RequestBody::new(incoming, self.room.clone(), self.body_patience))
-        });
+        let (parts, incoming) = request.into_parts();
+        let (body, receiver) =
+            request_body::receive(incoming, self.room.clone(), self.body_patience);
+        let mut request = Request::from_parts(parts, Body::new(body));
         request.extensions_mut().insert(self.peer);
-        let response = self.router.clone().oneshot(request);
+        let mut response = Beside::new(self.router.clone().oneshot(request));
         Box::pin(async move {
+            let response = poll_fn(|context| {
+                loop {
+                    if let Poll::Ready(response) = Pin::new(&mut response).poll(context) {
+                        return Poll::Ready(response);
+                    }
+                    ready!(receiver.poll_wake(context));
+                }
+            });
             let response = response.await?.map(|body| ResponseBody::new(body, in_flight));
             Ok(match handover {
                 Some(handover) => handover.pass(response).await,

@@ -19,7 +19,7 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink};
 use tokio::time::timeout;
 
-use super::body::ResponseBody;
+use super::response_body::ResponseBody;
 use super::socket::Socket;
 use crate::clock;
 

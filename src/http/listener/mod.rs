@@ -5,10 +5,11 @@
 //! the connections of others. A client that does costs itself its connection, or its stream of it, and nobody anything.
 
 mod admission;
-mod body;
 mod connection;
 mod crowd;
 mod events;
+mod request_body;
+mod response_body;
 mod seldom;
 mod socket;
 mod stream;
@@ -29,8 +30,9 @@ use tracing::{debug, warn};
 
 use admission::Admission;
 pub(super) use admission::customer;
-pub(super) use body::Unread;
+
 use connection::Server;
+pub(super) use request_body::Unread;
 use seldom::Seldom;
 
 /// Connections at once. Each generation needs one for its reader; the rest is for everything else.

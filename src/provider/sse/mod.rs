@@ -206,16 +206,18 @@ impl Decoder {
     fn dispatch(&mut self, on_event: &mut impl FnMut(Event<'_>)) {
         if let Some((_, data)) = self.data.split_last() {
             let name = if self.name.is_empty() { &b"message"[..] } else { &self.name };
-            on_event(Event {
-                name: String::from_utf8_lossy(name),
-                data: String::from_utf8_lossy(data),
-                id: String::from_utf8_lossy(&self.id),
-            });
+            on_event(Event { name: decode(name), data: decode(data), id: decode(&self.id) });
         }
         self.data.clear();
         self.data.shrink_to(KEPT_LEN_MAX);
         self.name.clear();
     }
+}
+
+/// `bytes` as text, with U+FFFD for what is none. To check first is faster than `from_utf8_lossy` alone, which looks at each
+/// character.
+fn decode(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 #[cfg(any(test, fuzzing))]
