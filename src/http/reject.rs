@@ -118,7 +118,29 @@ pub(super) async fn panics(request: Request, next: Next) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::body::to_bytes;
+    use axum::middleware::from_fn;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_costs_one_request_and_its_words_go_nowhere() {
+        async fn panicking() -> StatusCode {
+            panic!("once upon a time")
+        }
+        let router = Router::new()
+            .route("/", get(panicking))
+            .layer(from_fn(panics))
+            .layer(from_fn(super::super::request_log::log));
+        let response = router.oneshot(Request::<axum::body::Body>::default()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = to_bytes(response.into_body(), 1 << 10).await.unwrap();
+        let body = std::str::from_utf8(&body).unwrap();
+        assert!(body.contains("\"code\":\"internal\"") && !body.contains("once"), "{body}");
+    }
 
     #[test]
     fn whoever_is_refused_for_now_is_told_when_to_come_back() {

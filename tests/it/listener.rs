@@ -5,6 +5,8 @@
 //! a test waits for something not to happen, it waits several times as long as it would take.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -314,6 +316,49 @@ async fn a_body_that_comes_byte_by_byte_comes_too_slowly() {
     dripping.await.unwrap();
     assert!(provider.requests().is_empty());
     here.finish().await;
+}
+
+/// A body that is never ready twice in a row.
+struct Pieces {
+    left: Vec<u8>,
+    is_ready: bool,
+}
+
+impl http_body::Body for Pieces {
+    type Data = bytes::Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, std::io::Error>>> {
+        self.is_ready = !self.is_ready;
+        if self.is_ready {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let len = self.left.len().min(7);
+        let piece = bytes::Bytes::from_iter(self.left.drain(..len));
+        Poll::Ready((len > 0).then(|| Ok(http_body::Frame::data(piece))))
+    }
+}
+
+#[tokio::test]
+async fn a_body_in_many_pieces_is_read_to_its_end() {
+    for client in [reqwest::Client::builder(), reqwest::Client::builder().http2_prior_knowledge()] {
+        let provider = Provider::start().await;
+        provider.once(Script::telling(&["fine"]));
+        let here = Here::start(&provider, FAR).await;
+        let user = here.user_with(client).await;
+        let pieces = Pieces { left: padded(100_000).into(), is_ready: false };
+        let sent =
+            user.request(Method::POST, "/v1/stream").body(reqwest::Body::wrap(pieces)).send();
+        let answer = timeout(PATIENCE, sent).await.expect("it is not read").unwrap();
+        assert_eq!(answer.status(), 200);
+        let text = timeout(PATIENCE, answer.text()).await.unwrap().unwrap();
+        assert!(text.contains("event: done"), "{text}");
+        here.finish().await;
+    }
 }
 
 #[tokio::test]

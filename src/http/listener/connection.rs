@@ -376,3 +376,72 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::middleware::{Next, from_fn};
+    use axum::routing::post;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::{JoinSet, yield_now};
+
+    use super::super::{bind, serve};
+    use super::*;
+
+    /// Whether all has been read that came from a port of this machine, by the kernel's account.
+    fn is_read(from: SocketAddr) -> bool {
+        let table = fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let from = format!(":{:04X}", from.port());
+        let mut rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        let row = rows.find(|row| row[2].ends_with(&from)).expect("no connection");
+        row[4].ends_with(":00000000")
+    }
+
+    #[tokio::test]
+    async fn a_handler_does_not_notice_in_how_many_pieces_a_body_comes() {
+        const PIECES: usize = 50;
+        let polls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&polls);
+        let layer = from_fn(move |request, next: Next| {
+            let polls = Arc::clone(&counted);
+            async move {
+                let mut response = pin!(next.run(request));
+                poll_fn(|context| {
+                    polls.fetch_add(1, Ordering::Relaxed);
+                    response.as_mut().poll(context)
+                })
+                .await
+            }
+        });
+        let router = Router::new().route("/", post(|body: String| async { body })).layer(layer);
+        let listener = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.set_nodelay(true).unwrap();
+        let mut serving = JoinSet::new();
+        serving.spawn(serve(listener, router, Limits::default(), CancellationToken::new()));
+
+        let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 6 * PIECES);
+        client.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..PIECES {
+            client.write_all(b"piece ").await.unwrap();
+            // What serves runs on this thread too, so it is between two polls here.
+            while !is_read(client.local_addr().unwrap()) {
+                yield_now().await;
+            }
+        }
+        let mut answer = String::new();
+        while !answer.ends_with(&"piece ".repeat(PIECES)) {
+            let mut bytes = [0; 1024];
+            let read = client.read(&mut bytes).await.unwrap();
+            assert!(read > 0, "{answer}");
+            answer.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+        }
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let polls = polls.load(Ordering::Relaxed);
+        assert!(polls <= 3, "{polls}");
+    }
+}

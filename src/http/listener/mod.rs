@@ -30,7 +30,6 @@ use tracing::{debug, warn};
 
 use admission::Admission;
 pub(super) use admission::customer;
-
 use connection::Server;
 pub(super) use request_body::Unread;
 use seldom::Seldom;
@@ -81,7 +80,7 @@ pub struct Limits {
     pub unread: Duration,
     /// How long a request's body may take, however short it is; every 64 KiB of it add a second.
     pub body: Duration,
-    /// What all bodies that are being read may hold together, in bytes.
+    /// What may have come of all bodies that are being read together, in bytes. Their buffers may have twice the room.
     pub bodies_len: usize,
 }
 

@@ -1,4 +1,4 @@
-//! The body of a request, which must come within a time, and is handed on when it is whole.
+//! The body of a request, which must come within a time, and is handed on when it is whole or there is much of it.
 //!
 //! Between a connection and the handler that reads a body are a dozen layers, and each is polled for whatever the handler
 //! waits for. Thousands of bodies that come in pieces of a few bytes would keep the relay busy with that alone. So pieces are
@@ -19,8 +19,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// How much of a body earns it another second, in bytes: half a megabit a second, which is a poor phone.
 const LEN_PER_SECOND: u64 = 64 << 10;
 
-/// How much is gathered at most before its reader gets it, in bytes: so that one that is too long is not read to its end.
-const GATHERED_LEN_MAX: usize = 64 << 10;
+/// With how much, in bytes, a reader need not wait for more: so that a body that is too long is not read to its end. What the
+/// connection hands over at once comes on top, 32 KiB at most.
+const GATHERED_LEN: usize = 64 << 10;
 
 type Fault = Box<dyn StdError + Send + Sync>;
 
@@ -80,7 +81,6 @@ pub(super) fn receive<B>(
 }
 
 /// What has come of a body.
-#[derive(Debug)]
 struct Gathering<B> {
     /// Nothing once no more of it will come.
     incoming: Option<B>,
@@ -101,12 +101,12 @@ struct Gathering<B> {
 impl<B: Body<Data = Bytes, Error: Into<Fault>> + Unpin> Gathering<B> {
     /// Gathers what there is, until there is something for the reader: all that will come, or much.
     fn poll_gather(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        while self.gathered.len() < GATHERED_LEN_MAX {
+        while self.gathered.len() < GATHERED_LEN {
             let Some(incoming) = &mut self.incoming else { break };
             match Pin::new(incoming).poll_frame(context) {
                 // Trailers are nothing to anybody here.
                 Poll::Ready(Some(Ok(frame))) => {
-                    if !frame.data_ref().is_none_or(|data| self.hold(data)) {
+                    if frame.data_ref().is_some_and(|data| !self.hold(data)) {
                         self.end(Some(Unread::NoRoom));
                     }
                 }
@@ -158,7 +158,6 @@ fn lock<B>(gathering: &Mutex<Gathering<B>>) -> MutexGuard<'_, Gathering<B>> {
 }
 
 /// The side of a body that is polled for each of its pieces.
-#[derive(Debug)]
 pub(super) struct Receiver<B>(Arc<Mutex<Gathering<B>>>);
 
 impl<B: Body<Data = Bytes, Error: Into<Fault>> + Unpin> Receiver<B> {
@@ -169,15 +168,28 @@ impl<B: Body<Data = Bytes, Error: Into<Fault>> + Unpin> Receiver<B> {
             return Poll::Pending;
         }
         ready!(gathering.poll_gather(context));
-        if let Some(reader) = gathering.reader.take() {
-            reader.wake();
-        }
+        let reader = gathering.reader.take();
+        drop(gathering);
+        wake(reader);
         Poll::Ready(())
     }
 }
 
+impl<B> Drop for Receiver<B> {
+    /// Whoever reads on is the one that is woken for each piece from now on.
+    fn drop(&mut self) {
+        let reader = lock(&self.0).reader.take();
+        wake(reader);
+    }
+}
+
+fn wake(reader: Option<Waker>) {
+    if let Some(reader) = reader {
+        reader.wake();
+    }
+}
+
 /// The side of a body that its handler reads.
-#[derive(Debug)]
 pub(super) struct RequestBody<B>(Arc<Mutex<Gathering<B>>>);
 
 impl<B: Body<Data = Bytes, Error: Into<Fault>> + Unpin> Body for RequestBody<B> {
@@ -193,6 +205,7 @@ impl<B: Body<Data = Bytes, Error: Into<Fault>> + Unpin> Body for RequestBody<B> 
             gathering.reader = Some(context.waker().clone());
             return Poll::Pending;
         }
+        gathering.reader = None;
         if !gathering.gathered.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(gathering.gathered.split().freeze()))));
         }
@@ -315,13 +328,13 @@ mod tests {
     async fn a_long_body_comes_in_long_pieces() {
         let mut exchange = Exchange::begin();
         assert!(exchange.read().is_none());
-        let piece = vec![b'x'; GATHERED_LEN_MAX - 1];
+        let piece = vec![b'x'; GATHERED_LEN - 1];
         exchange.send(&piece);
         assert!(!exchange.gather());
         exchange.send(b"y");
         exchange.send(b"z");
         assert!(exchange.gather());
-        assert_eq!(exchange.read().unwrap().unwrap().len(), GATHERED_LEN_MAX);
+        assert_eq!(exchange.read().unwrap().unwrap().len(), GATHERED_LEN);
         assert!(exchange.read().is_none());
         exchange.sender = None;
         assert!(exchange.gather());
@@ -351,12 +364,39 @@ mod tests {
         assert!(receiver.poll_wake(&mut Context::from_waker(Waker::noop())).is_pending());
     }
 
+    #[tokio::test]
+    async fn a_reader_who_has_what_it_waited_for_is_not_read_ahead_of() {
+        let mut exchange = Exchange::begin();
+        assert!(exchange.read().is_none());
+        exchange.send(&[b'x'; GATHERED_LEN]);
+        assert_eq!(exchange.read().unwrap().unwrap().len(), GATHERED_LEN);
+        exchange.send(b"once");
+        assert!(!exchange.gather());
+        assert_eq!(exchange.sender.as_ref().unwrap().capacity(), CAPACITY - 1);
+    }
+
+    #[tokio::test]
+    async fn a_reader_goes_on_alone_when_nobody_gathers_any_more() {
+        let mut exchange = Exchange::begin();
+        assert!(exchange.read().is_none());
+        assert!(!exchange.gather());
+        let Exchange { sender, mut body, receiver, reader, .. } = exchange;
+        drop(receiver);
+        assert_eq!(reader.0.load(Ordering::Relaxed), 1);
+        let waker = Waker::from(Arc::clone(&reader));
+        let mut context = Context::from_waker(&waker);
+        assert!(Pin::new(&mut body).poll_frame(&mut context).is_pending());
+        drop(sender);
+        assert_eq!(reader.0.load(Ordering::Relaxed), 2);
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut context), Poll::Ready(None)));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_reader_learns_why_no_more_comes() {
         let mut exchange = Exchange::begin();
         assert!(exchange.read().is_none());
-        for _ in 0..=ROOM / GATHERED_LEN_MAX {
-            exchange.send(&[b'x'; GATHERED_LEN_MAX]);
+        for _ in 0..=ROOM / GATHERED_LEN {
+            exchange.send(&[b'x'; GATHERED_LEN]);
         }
         let fault = std::iter::from_fn(|| exchange.read()).find_map(Result::err);
         assert!(matches!(fault, Some(Unread::NoRoom)), "{fault:?}");
