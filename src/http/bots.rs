@@ -2,20 +2,22 @@
 
 use std::sync::Arc;
 
-use axum::Json as JsonResponse;
 use axum::extract::State;
+use axum::response::Response;
+use axum::{Extension, Json as JsonResponse};
 use http::StatusCode;
 use serde_json::{Map, Value};
 
-use super::extract::{Id, Json, Listing, Parameters, invalid, parse};
+use super::extract::{Id, Json, Parameters, invalid, parse};
+use super::listing::{Listing, long_page};
 use super::stream::check_settings;
+use super::whole::Turns;
 use crate::auth::Principal;
 use crate::bot::{Bot, BotSettings};
 use crate::error::Error;
 use crate::id::BotId;
 use crate::provider::Providers;
 use crate::relay::Relay;
-use crate::store::Page;
 use crate::text;
 
 /// The longest name of a bot or a model, in characters.
@@ -31,9 +33,13 @@ const CONTEXT_SIZE_MAX: u32 = 2 << 20;
 pub(super) async fn list(
     State(relay): State<Arc<Relay>>,
     caller: Principal,
+    Extension(turns): Extension<Turns>,
     Parameters(listing): Parameters<Listing>,
-) -> Result<JsonResponse<Page<Bot>>, Error> {
-    relay.store.list_bots(&caller, &listing.into()).await.map(JsonResponse)
+) -> Result<Response, Error> {
+    let (store, user) = (&relay.store, &caller);
+    let read = |cursor| async move { store.list_bots(user, &cursor).await };
+    let page = long_page(listing.into(), read, |bot| bot.settings.system_prompt.len());
+    turns.list(caller.user(), page).await
 }
 
 /// `POST /v1/bots`

@@ -8,13 +8,14 @@ use axum::{Extension, Json as JsonResponse};
 use http::StatusCode;
 use serde::Deserialize;
 
-use super::extract::{Id, Json, Listing, Parameters, invalid, present};
+use super::extract::{Id, Json, Parameters, invalid, present};
+use super::listing::Listing;
 use super::whole::Turns;
 use crate::auth::Principal;
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, VariantId};
 use crate::relay::Relay;
-use crate::store::{ConversationPatch, Page};
+use crate::store::ConversationPatch;
 use crate::story::Conversation;
 use crate::text;
 
@@ -25,9 +26,11 @@ const TITLE_CHARS_MAX: usize = 500;
 pub(super) async fn list(
     State(relay): State<Arc<Relay>>,
     caller: Principal,
+    Extension(turns): Extension<Turns>,
     Parameters(listing): Parameters<Listing>,
-) -> Result<JsonResponse<Page<Conversation>>, Error> {
-    relay.store.list_conversations(&caller, &listing.into()).await.map(JsonResponse)
+) -> Result<Response, Error> {
+    let cursor = listing.into();
+    turns.list(caller.user(), relay.store.list_conversations(&caller, &cursor)).await
 }
 
 #[derive(Deserialize)]

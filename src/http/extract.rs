@@ -16,12 +16,6 @@ use serde::de::DeserializeOwned;
 use super::BODY_LEN_MAX;
 use super::listener::Unread;
 use crate::error::{Code, Error};
-use crate::store::Cursor;
-use crate::text;
-
-/// Entries of a list where the request names no number, and the most it can name: what one answer should hold.
-const LIMIT: u32 = 50;
-const LIMIT_MAX: u32 = 200;
 
 /// What a caller is told to wait if there is no room for its body: about as long as one takes to be read.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -141,21 +135,6 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> 
                 .map_or_else(|| rejection.to_string(), ToString::to_string);
             invalid(format!("The query is not what is wanted: {reason}."))
         })
-    }
-}
-
-/// `?cursor=` and `?limit=` of a list.
-#[derive(serde::Deserialize)]
-pub(super) struct Listing {
-    cursor: Option<String>,
-    limit: Option<u32>,
-}
-
-impl From<Listing> for Cursor {
-    fn from(listing: Listing) -> Self {
-        // No page gives out what is no text; some databases cannot even be asked about it.
-        let after = listing.cursor.map(|cursor| text::clean(&cursor).into_owned());
-        Self { after, limit: listing.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX) }
     }
 }
 

@@ -15,6 +15,7 @@ use http_body::Frame;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::shares::Share;
 use crate::event::{Cursor, End, Failed};
 use crate::id::{MessageId, StreamId};
 use crate::journal::{Follower, Log, View};
@@ -35,9 +36,10 @@ const FRAME_LEN_MAX: usize = 16 << 10;
 /// What an event of one line has beside its text, in bytes, if its id is no longer than most.
 const TEXT_FRAMING_LEN: usize = 40;
 
-/// The events of `log` after `after`, as a response.
-pub(super) fn respond(log: &Arc<Log>, after: Option<Cursor>) -> Response {
-    let mut response = Response::new(Body::new(EventStream::new(Follower::new(log, after))));
+/// The events of `log` after `after`, as a response, which keeps `share` as long as it holds the log.
+pub(super) fn respond(log: &Arc<Log>, after: Option<Cursor>, share: Option<Share>) -> Response {
+    let events = EventStream::new(Follower::new(log, after), share);
+    let mut response = Response::new(Body::new(events));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // nginx and what descends from it would hold events back.
@@ -54,13 +56,14 @@ struct EventStream {
     frame: BytesMut,
     silent_since: Instant,
     ping: Pin<Box<Sleep>>,
+    _share: Option<Share>,
 }
 
 impl EventStream {
-    fn new(follower: Follower) -> Self {
+    fn new(follower: Follower, share: Option<Share>) -> Self {
         let now = Instant::now();
         let ping = Box::pin(sleep_until(now + PING_INTERVAL));
-        Self { follower, frame: BytesMut::new(), silent_since: now, ping }
+        Self { follower, frame: BytesMut::new(), silent_since: now, ping, _share: share }
     }
 
     /// Whether a ping is due. The timer is set again only when it fires, rather than at every event.
@@ -208,7 +211,7 @@ mod tests {
         let claim = MemoryJournal::default().claim(Opening::for_tests()).await;
         let Ok(Claim::New(writer)) = claim else { panic!("a new name is taken") };
         let began = Instant::now();
-        let mut stream = EventStream::new(Follower::new(writer.log(), None));
+        let mut stream = EventStream::new(Follower::new(writer.log(), None), None);
         let mut next = async || {
             let frame =
                 std::future::poll_fn(|context| Pin::new(&mut stream).poll_frame(context)).await;

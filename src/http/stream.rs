@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json as JsonResponse;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
 use axum::response::Response;
+use axum::{Extension, Json as JsonResponse};
+use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::extract::{Id, Json, Parameters, invalid};
 use super::sse::{self, LAST_EVENT_ID};
+use super::whole::Turns;
 use crate::auth::Principal;
 use crate::error::Error;
 use crate::event::Cursor;
@@ -85,7 +87,7 @@ pub(super) async fn start(
     Json(body): Json<StartBody>,
 ) -> Result<Response, Error> {
     let log = turn::start(&relay, caller, body.into_turn()?).await?;
-    Ok(sse::respond(&log, None))
+    Ok(sse::respond(&log, None, None))
 }
 
 /// What `GET /v1/streams` answers.
@@ -108,25 +110,25 @@ pub(super) async fn list(
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct FollowParameters {
+struct FollowParameters {
     after: Option<String>,
 }
 
 /// `GET /v1/streams/{stream_id}`
 pub(super) async fn follow(
     State(relay): State<Arc<Relay>>,
+    Extension(turns): Extension<Turns>,
     caller: Principal,
     Id(stream_id): Id<StreamId>,
-    Parameters(FollowParameters { after }): Parameters<FollowParameters>,
-    headers: HeaderMap,
+    After(after): After,
 ) -> Result<Response, Error> {
-    let after = cursor(&headers, after.as_deref())?;
-    let log = match relay.journal.find(caller.user(), &stream_id).await {
-        Some(log) => log,
-        None => rebuild(&relay, &caller, stream_id).await?,
-    };
-    log.opened().await?;
-    Ok(sse::respond(&log, after))
+    if let Some(log) = relay.journal.find(caller.user(), &stream_id).await {
+        log.opened().await?;
+        return Ok(sse::respond(&log, after, None));
+    }
+    let read = rebuild(&relay, &caller, stream_id);
+    let (log, share) = turns.replay(caller.user(), read).await?;
+    Ok(sse::respond(&log, after, Some(share)))
 }
 
 /// `DELETE /v1/streams/{stream_id}`
@@ -182,7 +184,19 @@ async fn rebuild(
     Ok(Log::rebuilt(opening, ended))
 }
 
-/// Where a reader wants to go on. A browser that reconnects by itself repeats the address it first called, so what its
+/// Where a reader wants to go on.
+pub(super) struct After(Option<Cursor>);
+
+impl<S: Send + Sync> FromRequestParts<S> for After {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let parameters = Parameters::<FollowParameters>::from_request_parts(parts, state).await?;
+        cursor(&parts.headers, parameters.0.after.as_deref()).map(Self)
+    }
+}
+
+/// What the header and the address say of it. A browser that reconnects by itself repeats the address it first called, so what its
 /// header says is newer than what the address says.
 pub(super) fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Error> {
     let header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));

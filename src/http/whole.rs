@@ -1,17 +1,15 @@
-//! Answers as large as what a user has written: whole stories, and messages with all their variants.
+//! Answers as large as what a user has written: whole stories, messages with all their variants, lists, and streams that are
+//! over.
 //!
-//! Nearly all are small, and many of those are read at once. The few that are not take turns, so that their memory has a
-//! bound, whatever users have saved and however slowly they read it. How many small ones are being sent is bounded by users'
-//! requests and connections alone.
+//! Nearly all are small, and many of those are read at once, and as many sent as their text allows. The few that are not take
+//! turns. So their memory has a bound, whatever users have saved and however slowly they read it.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
@@ -20,8 +18,11 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
+use super::shares::{Share, Shares};
 use crate::error::{Code, Error};
 use crate::id::UserId;
+use crate::journal::Log;
+use crate::store::Page;
 
 /// How long the texts of a small answer are together, in bytes, and how many of those are read at once.
 const SMALL_LEN_MAX: u64 = 1 << 20;
@@ -36,13 +37,18 @@ const LARGE_READ_MAX: usize = 2;
 const LARGE_SENT_MAX: usize = 8;
 const LARGE_SENT_PER_USER_MAX: usize = 2;
 
+/// How long small answers, and streams that are over, may be together while they are sent, in bytes, and those of one user:
+/// one of a small answer for each that is read.
+const SENT_LEN_MAX: usize = 256 << 20;
+const SENT_LEN_PER_USER_MAX: usize = 64 << 20;
+
 /// How long a turn is waited for.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a large answer may take to be sent.
+/// How long an answer may take to be sent.
 const SENDING_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A piece of a large answer, in bytes.
+/// A piece of an answer, in bytes.
 const PIECE_LEN: usize = 64 << 10;
 
 /// Whose turn it is.
@@ -50,46 +56,10 @@ const PIECE_LEN: usize = 64 << 10;
 pub(super) struct Turns {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
-    sending: Arc<Mutex<Sending>>,
-}
-
-/// To whom large answers are being sent, and how many.
-type Sending = HashMap<UserId, usize>;
-
-/// A place among what is being sent.
-#[derive(Debug)]
-struct Place {
-    user: UserId,
-    sending: Arc<Mutex<Sending>>,
-}
-
-impl Place {
-    fn take(user: UserId, sending: &Arc<Mutex<Sending>>) -> Option<Self> {
-        let mut sent = lock(sending);
-        let all: usize = sent.values().sum();
-        let own = sent.entry(user).or_default();
-        if all >= LARGE_SENT_MAX || *own >= LARGE_SENT_PER_USER_MAX {
-            sent.retain(|_, own| *own > 0);
-            return None;
-        }
-        *own += 1;
-        Some(Self { user, sending: Arc::clone(sending) })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut sent = lock(&self.sending);
-        if let Some(own) = sent.get_mut(&self.user) {
-            *own -= 1;
-        }
-        sent.retain(|_, own| *own > 0);
-    }
-}
-
-fn lock(sending: &Mutex<Sending>) -> MutexGuard<'_, Sending> {
-    // Numbers, whatever a panic leaves.
-    sending.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Large answers that are being sent.
+    sending: Shares,
+    /// The bytes of all else that is.
+    sent: Shares,
 }
 
 impl Default for Turns {
@@ -98,7 +68,8 @@ impl Default for Turns {
         Self {
             small: semaphore(SMALL_MAX),
             large: semaphore(LARGE_READ_MAX),
-            sending: Arc::default(),
+            sending: Shares::new(LARGE_SENT_MAX, LARGE_SENT_PER_USER_MAX, 0),
+            sent: Shares::new(SENT_LEN_MAX, SENT_LEN_PER_USER_MAX, SMALL_LEN_MAX as usize),
         }
     }
 }
@@ -120,11 +91,16 @@ impl Turns {
         F: Future<Output = Result<T, Error>>,
     {
         let turn = turn_of(&self.small).await?;
+        let mut share = self.sent.take(user, SMALL_LEN_MAX as usize).ok_or_else(overloaded)?;
         match read(SMALL_LEN_MAX).await {
-            Err(error) if error.code() == Code::StoryTooLarge => drop(turn),
-            read => return Ok((status, Json(read?)).into_response()),
+            Err(error) if error.code() == Code::StoryTooLarge => drop((turn, share)),
+            read => {
+                let text = serde_json::to_vec(&read?).map_err(Error::internal)?;
+                share.shrink_to(text.len());
+                return Ok(respond(status, text, share));
+            }
         }
-        let place = Place::take(user, &self.sending).ok_or_else(overloaded)?;
+        let place = self.sending.take(user, 1).ok_or_else(overloaded)?;
         let turn = turn_of(&self.large).await?;
         let whole = read(LEN_MAX).await?;
         // Too long for a thread that streams. Its turn ends with it.
@@ -133,11 +109,46 @@ impl Turns {
             serde_json::to_vec(&whole).map_err(Error::internal)
         };
         let text = tokio::task::spawn_blocking(encode).await.map_err(Error::internal)??;
-        let until = Instant::now() + SENDING_TIMEOUT;
-        let body = Body::new(Large { text: text.into(), until, _place: place });
-        let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        Ok((status, json, body).into_response())
+        Ok(respond(status, text, place))
     }
+
+    /// A page of a list, as JSON. `read` has a bound of its own.
+    ///
+    /// # Errors
+    /// Those of `read`; `Overloaded` if no turn comes, or if too much is being sent.
+    pub(super) async fn list<T: Serialize>(
+        &self,
+        user: UserId,
+        read: impl Future<Output = Result<Page<T>, Error>>,
+    ) -> Result<Response, Error> {
+        let _turn = turn_of(&self.small).await?;
+        let text = serde_json::to_vec(&read.await?).map_err(Error::internal)?;
+        let len = text.len().min(SENT_LEN_PER_USER_MAX);
+        let share = self.sent.take(user, len).ok_or_else(overloaded)?;
+        Ok(respond(StatusCode::OK, text, share))
+    }
+
+    /// The log of a stream that is over, as `read` puts it together, and its share of what all of these may hold.
+    ///
+    /// # Errors
+    /// Those of `read`; `Overloaded` if no turn comes, or if there is no share left.
+    pub(super) async fn replay(
+        &self,
+        user: UserId,
+        read: impl Future<Output = Result<Arc<Log>, Error>>,
+    ) -> Result<(Arc<Log>, Share), Error> {
+        let _turn = turn_of(&self.small).await?;
+        let log = read.await?;
+        let share = self.sent.take(user, log.text_len()).ok_or_else(overloaded)?;
+        Ok((log, share))
+    }
+}
+
+fn respond(status: StatusCode, text: Vec<u8>, share: Share) -> Response {
+    let until = Instant::now() + SENDING_TIMEOUT;
+    let body = Body::new(Answer { text: text.into(), until, _share: share });
+    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (status, json, body).into_response()
 }
 
 async fn turn_of(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> {
@@ -146,17 +157,17 @@ async fn turn_of(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error>
 }
 
 fn overloaded() -> Error {
-    Error::new(Code::Overloaded, "Too many stories are being read. Try again in a moment.")
+    Error::new(Code::Overloaded, "Too much is being read. Try again in a moment.")
 }
 
-/// A large answer. It has its place until it is sent, or given up.
-struct Large {
+/// The body of an answer. It has its share until it is sent, or given up.
+struct Answer {
     text: Bytes,
     until: Instant,
-    _place: Place,
+    _share: Share,
 }
 
-impl http_body::Body for Large {
+impl http_body::Body for Answer {
     type Data = Bytes;
     type Error = std::io::Error;
 
@@ -244,8 +255,21 @@ mod tests {
         tokio::time::advance(SENDING_TIMEOUT).await;
         let next = poll_fn(|context| http_body::Body::poll_frame(slow.as_mut(), context)).await;
         assert!(next.unwrap().is_err(), "who takes too long is cut off");
-        drop(sent);
-        assert!(lock(&turns.sending).len() == 1, "who has nothing sent is forgotten");
+    }
+
+    #[tokio::test]
+    async fn as_many_small_ones_are_sent_as_their_text_allows() {
+        let turns = Turns::default();
+        let mut sent = Vec::new();
+        for _ in 0..SENT_LEN_PER_USER_MAX as u64 / SMALL_LEN_MAX {
+            sent.push(answer(&turns, 1, SMALL_LEN_MAX).await.unwrap());
+        }
+        assert_eq!(answer(&turns, 1, 1).await.unwrap_err(), Code::Overloaded);
+        answer(&turns, 2, 1).await.unwrap();
+        sent.truncate(sent.len() - 2);
+        for _ in 0..1_000 {
+            sent.push(answer(&turns, 1, 10).await.unwrap());
+        }
     }
 
     /// Who is told to try again must not find it done twice.

@@ -424,7 +424,7 @@ impl Log {
         }
     }
 
-    pub(super) fn text_len(&self) -> usize {
+    pub(crate) fn text_len(&self) -> usize {
         self.lock().text.len()
     }
 

@@ -238,3 +238,32 @@ async fn the_demo_answers_without_key_or_network() {
     assert_eq!(reading.text().split_whitespace().count(), 5);
     relay.finish().await;
 }
+
+#[tokio::test]
+async fn a_page_of_long_prompts_ends_early_and_the_next_goes_on() {
+    let provider = Provider::start().await;
+    let relay = TestRelay::with(&provider).start().await;
+    let user = relay.stranger();
+    let prompt = "x".repeat(256 << 10);
+    let mut made = Vec::new();
+    for _ in 0..20 {
+        made.push(user.bot(json!({"system_prompt": prompt})).await);
+    }
+    let (mut listed, mut lens, mut next) = (Vec::new(), Vec::new(), Value::Null);
+    loop {
+        let cursor = next.as_str().map(|next| format!("?cursor={next}")).unwrap_or_default();
+        let page = user.get(&format!("/v1/bots{cursor}")).await.ok(200);
+        let bots = page["data"].as_array().unwrap();
+        lens.push(bots.len());
+        listed.extend(bots.iter().map(|bot| bot["id"].as_i64().unwrap()));
+        next = page["next"].clone();
+        if next.is_null() {
+            break;
+        }
+    }
+    assert_eq!(lens, [16, 4], "4 MiB, and the rest");
+    listed.sort_unstable();
+    made.sort_unstable();
+    assert_eq!(listed, made);
+    relay.finish().await;
+}

@@ -1,11 +1,14 @@
 //! The same generation, for as many readers as want it, from wherever they are.
 
+use std::time::Duration;
+
 use http::Method;
 use serde_json::json;
+use tokio::time::{sleep, timeout};
 
 use crate::client::Reading;
-use crate::provider::{Gate, Provider, Script};
-use crate::relay::{TestRelay, User};
+use crate::provider::{Gate, PATIENCE, Provider, Script};
+use crate::relay::{Answer, TestRelay, User};
 
 const EVENTS: usize = 200;
 
@@ -219,12 +222,12 @@ async fn last_event_id_is_read_strictly_and_outranks_the_address() {
     follower.done().await;
     assert_eq!(follower.seen[0].name, "sync");
     for wrong in ["-1", "1-1", "0x1", "+1", "1.0", "one", "1;drop"] {
-        let answer = crate::relay::Answer::of(get(wrong).send().await.unwrap()).await;
+        let answer = Answer::of(get(wrong).send().await.unwrap()).await;
         answer.refused(400, "invalid_request");
     }
     let path = format!("/v1/streams/{}?after=one", reading.stream_id());
     let request = user.request(Method::GET, &path).header("last-event-id", "2");
-    let answer = crate::relay::Answer::of(request.send().await.unwrap()).await;
+    let answer = Answer::of(request.send().await.unwrap()).await;
     answer.refused(400, "invalid_request");
     relay.finish().await;
 }
@@ -251,6 +254,42 @@ async fn reasoning_survives_a_resume_and_a_rebuilt_one_is_synced() {
     rest.done().await;
     assert_eq!(rest.seen[0].name, "sync");
     assert_eq!((rest.reasoning().as_str(), rest.text().as_str()), ("hmso", "Yes!"));
+    relay.finish().await;
+}
+
+#[tokio::test]
+async fn streams_that_are_over_hold_so_much_memory_however_many_follow_them() {
+    let provider = Provider::start().await;
+    let part = "x".repeat(900_000);
+    provider.once(Script::telling(&[&part, &part, &part]));
+    let mut relay = TestRelay::with(&provider).start().await;
+    let user = relay.user().await;
+    let story = user.conversation().await;
+    let mut reading = user.say(story, "Go.").await;
+    reading.done().await;
+    let path = format!("/v1/streams/{}", reading.stream_id());
+    relay.restart().await;
+    // 64 MiB of one user's, and nobody reads any of it.
+    let follow = async || user.request(Method::GET, &path).send().await.unwrap();
+    let mut unread = Vec::new();
+    for _ in 0..(64 << 20) / (3 * 900_000) {
+        let response = follow().await;
+        assert_eq!(response.status(), 200);
+        unread.push(response);
+    }
+    Answer::of(follow().await).await.refused(503, "overloaded");
+    drop(unread.pop());
+    let followed = timeout(PATIENCE, async {
+        loop {
+            let response = follow().await;
+            if response.status() == 200 {
+                break response.text().await.unwrap();
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let text = followed.await.expect("who has gone still counts");
+    assert!(text.contains("event: done"));
     relay.finish().await;
 }
 
