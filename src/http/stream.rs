@@ -196,8 +196,8 @@ impl<S: Send + Sync> FromRequestParts<S> for After {
     }
 }
 
-/// What the header and the address say of it. A browser that reconnects by itself repeats the address it first called, so what its
-/// header says is newer than what the address says.
+/// What the header and the address say of it. A browser that reconnects by itself repeats the address it first called, so
+/// what its header says is newer than what the address says.
 pub(super) fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Error> {
     let header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     // Neither is passed over: what is wrong in an address is wrong from the first call on.

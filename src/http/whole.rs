@@ -2,7 +2,8 @@
 //! over.
 //!
 //! Nearly all are small, and many of those are read at once, and as many sent as their text allows. The few that are not take
-//! turns. So their memory has a bound, whatever users have saved and however slowly they read it.
+//! turns. So what is sent has a bound, and a little more for each user beyond it, whatever they have saved and however slowly
+//! they read it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -38,7 +39,7 @@ const LARGE_SENT_MAX: usize = 8;
 const LARGE_SENT_PER_USER_MAX: usize = 2;
 
 /// How long small answers, and streams that are over, may be together while they are sent, in bytes, and those of one user:
-/// one of a small answer for each that is read.
+/// one of a small answer for each that is read. A small story counts as no more than its text may have.
 const SENT_LEN_MAX: usize = 256 << 20;
 const SENT_LEN_PER_USER_MAX: usize = 64 << 20;
 
@@ -79,7 +80,7 @@ impl Turns {
     /// a turn for a large answer, if it says that they are longer. Nothing is refused that it has done.
     ///
     /// # Errors
-    /// Those of `read`; `Overloaded` if no turn comes.
+    /// Those of `read`; `Overloaded` if no turn comes, or if too much is being sent.
     pub(super) async fn answer<T, F>(
         &self,
         user: UserId,

@@ -11,7 +11,7 @@ use super::connection::InFlight;
 use super::stream;
 
 /// How much of a response goes out at once, in bytes; the rest of a long one stays here, where it is dropped with its
-/// stream, and does not pile up in hyper.
+/// stream, and is not given to hyper.
 const PIECE_LEN_MAX: usize = 16 << 10;
 
 /// The body of a response, in pieces that are not too long. Its request is in flight as long as it exists.
