@@ -39,7 +39,7 @@ pub(super) async fn list(
     let (store, user) = (&relay.store, &caller);
     let read = |cursor| async move { store.list_bots(user, &cursor).await };
     let page = long_page(listing.into(), read, |bot| bot.settings.system_prompt.len());
-    turns.list(caller.user(), page).await
+    turns.bounded(caller.user(), page).await
 }
 
 /// `POST /v1/bots`

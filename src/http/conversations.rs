@@ -30,7 +30,8 @@ pub(super) async fn list(
     Parameters(listing): Parameters<Listing>,
 ) -> Result<Response, Error> {
     let cursor = listing.into();
-    turns.list(caller.user(), relay.store.list_conversations(&caller, &cursor)).await
+    let read = relay.store.list_conversations(&caller, &cursor);
+    turns.bounded(caller.user(), read).await
 }
 
 #[derive(Deserialize)]

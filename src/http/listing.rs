@@ -10,8 +10,8 @@ use crate::text;
 const LIMIT: u32 = 50;
 const LIMIT_MAX: u32 = 200;
 
-/// How many long entries are read at once.
-const PART: u32 = 16;
+/// How many long entries are read at once: a usual page.
+const PART: u32 = LIMIT;
 
 /// With how much text, in bytes, a page of long entries is long enough, however many more were asked for.
 const LONG_LEN: usize = 4 << 20;
@@ -81,14 +81,14 @@ mod tests {
     #[tokio::test]
     async fn a_page_holds_what_was_asked_for_or_much_text() {
         let cursor = |after: Option<&str>, limit| Cursor { after: after.map(str::to_owned), limit };
-        let short = page(&[1; 60], cursor(None, 50)).await;
-        assert_eq!((short.data.len(), short.next.as_deref()), (50, Some("50")));
-        let rest = page(&[1; 60], cursor(short.next.as_deref(), 50)).await;
-        assert_eq!((rest.data.len(), rest.next), (10, None));
-        assert_eq!(page(&[1; 16], cursor(None, 200)).await.data.len(), 16);
+        let short = page(&[1; 160], cursor(None, 120)).await;
+        assert_eq!((short.data.len(), short.next.as_deref()), (120, Some("120")));
+        let rest = page(&[1; 160], cursor(short.next.as_deref(), 120)).await;
+        assert_eq!((rest.data.len(), rest.next), (40, None));
+        assert_eq!(page(&[1; 50], cursor(None, 200)).await.data.len(), 50);
         assert!(page(&[], cursor(None, 200)).await.data.is_empty());
         let long = page(&[256 << 10; 200], cursor(None, 200)).await;
-        assert_eq!((long.data.len(), long.next.as_deref()), (16, Some("16")));
+        assert_eq!((long.data.len(), long.next.as_deref()), (50, Some("50")));
         let one = page(&[LONG_LEN; 3], cursor(None, 1)).await;
         assert_eq!((one.data.len(), one.next.as_deref()), (1, Some("1")));
     }

@@ -30,8 +30,8 @@ pub(super) struct Share {
 }
 
 impl Shares {
-    /// So much for everybody, and of it for one user. Where all is taken, whoever has nothing gets a little all the same: a
-    /// few must not leave nothing to the others.
+    /// So much for everybody, and of it for one user. A little is for each user also where all is taken: a few must not leave
+    /// nothing to the others.
     pub(super) fn new(all_max: usize, own_max: usize, little: usize) -> Self {
         Self { all_max, own_max, little, taken: Arc::default() }
     }
@@ -41,7 +41,7 @@ impl Shares {
         let mut taken = lock(&self.taken);
         let own = taken.own.get(&user).copied().unwrap_or_default();
         let is_left = |taken: usize, max: usize| amount <= max.saturating_sub(taken);
-        let is_modest = own == 0 && amount <= self.little;
+        let is_modest = is_left(own, self.little);
         if !is_left(own, self.own_max) || !(is_left(taken.all, self.all_max) || is_modest) {
             return None;
         }
@@ -52,24 +52,22 @@ impl Shares {
 }
 
 impl Share {
-    /// Gives back what it has beyond `amount`.
-    pub(super) fn shrink_to(&mut self, amount: usize) {
-        let surplus = self.amount.saturating_sub(amount);
-        self.amount -= surplus;
+    /// Makes it what is really needed, whether or not there is as much.
+    pub(super) fn resize_to(&mut self, amount: usize) {
         let mut taken = lock(&self.taken);
-        taken.all -= surplus;
-        if let Some(own) = taken.own.get_mut(&self.user) {
-            *own -= surplus;
-            if *own == 0 {
-                taken.own.remove(&self.user);
-            }
+        taken.all = taken.all - self.amount + amount;
+        let own = taken.own.entry(self.user).or_default();
+        *own = *own - self.amount + amount;
+        if *own == 0 {
+            taken.own.remove(&self.user);
         }
+        self.amount = amount;
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.shrink_to(0);
+        self.resize_to(0);
     }
 }
 
@@ -102,15 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn where_all_is_taken_there_is_a_little_for_who_has_nothing() {
+    fn where_all_is_taken_there_is_a_little_for_each() {
         let shares = Shares::new(10, 10, 2);
         let take = |user, amount| shares.take(UserId(Uuid::from_u128(user)), amount);
         let _all = take(1, 10).unwrap();
         assert!(take(2, 3).is_none());
-        let little = take(2, 2).unwrap();
+        let _little = [take(2, 1).unwrap(), take(2, 1).unwrap()];
         assert!(take(2, 1).is_none());
-        drop(little);
-        assert!(take(2, 1).is_some());
+        assert!(take(1, 1).is_none());
     }
 
     #[test]
@@ -120,9 +117,9 @@ mod tests {
             drop(shares.take(UserId(Uuid::from_u128(user)), 10).unwrap());
         }
         let mut share = shares.take(UserId(Uuid::nil()), 10).unwrap();
-        share.shrink_to(12);
-        assert_eq!(lock(&shares.taken).all, 10);
-        share.shrink_to(3);
+        share.resize_to(12);
+        assert_eq!(lock(&shares.taken).all, 12);
+        share.resize_to(3);
         assert_eq!(lock(&shares.taken).all, 3);
         drop(share);
         let taken = lock(&shares.taken);

@@ -30,13 +30,17 @@ pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event
 /// the earliest.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 
+/// How long a stream that is over may take to be sent, where its text is held for its reader alone.
+const REPLAY_TIME: Duration = Duration::from_secs(120);
+
 /// How much is written in one go, in bytes, before it must have gone out: what a slow reader costs.
 const FRAME_LEN_MAX: usize = 16 << 10;
 
 /// What an event of one line has beside its text, in bytes, if its id is no longer than most.
 const TEXT_FRAMING_LEN: usize = 40;
 
-/// The events of `log` after `after`, as a response, which keeps `share` as long as it holds the log.
+/// The events of `log` after `after`, as a response. With a share, which it has as long as the log, it ends after two minutes
+/// wherever it is.
 pub(super) fn respond(log: &Arc<Log>, after: Option<Cursor>, share: Option<Share>) -> Response {
     let events = EventStream::new(Follower::new(log, after), share);
     let mut response = Response::new(Body::new(events));
@@ -56,14 +60,21 @@ struct EventStream {
     frame: BytesMut,
     silent_since: Instant,
     ping: Pin<Box<Sleep>>,
-    _share: Option<Share>,
+    /// Its share of what is held for those who follow what is over, and until when it may have it.
+    share: Option<(Share, Instant)>,
 }
 
 impl EventStream {
     fn new(follower: Follower, share: Option<Share>) -> Self {
         let now = Instant::now();
         let ping = Box::pin(sleep_until(now + PING_INTERVAL));
-        Self { follower, frame: BytesMut::new(), silent_since: now, ping, _share: share }
+        Self {
+            follower,
+            frame: BytesMut::new(),
+            silent_since: now,
+            ping,
+            share: share.map(|share| (share, now + REPLAY_TIME)),
+        }
     }
 
     /// Whether a ping is due. The timer is set again only when it fires, rather than at every event.
@@ -89,6 +100,10 @@ impl http_body::Body for EventStream {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
+        // Whoever is so slow comes again, and goes on from there.
+        if this.share.as_ref().is_some_and(|(_, until)| *until <= Instant::now()) {
+            return Poll::Ready(None);
+        }
         let mut is_over = false;
         while this.frame.len() < FRAME_LEN_MAX && !is_over {
             let frame = &mut this.frame;

@@ -22,7 +22,7 @@ use crate::journal::{Log, Opening, Roll, Running};
 use crate::number;
 use crate::relay::Relay;
 use crate::replay;
-use crate::saving::{self, Known};
+use crate::saving;
 use crate::store::Place;
 use crate::story::{Beat, Role, Status};
 use crate::text;
@@ -159,10 +159,12 @@ pub(super) struct MessageParameters {
 /// `GET /v1/message-by-stream-id`
 pub(super) async fn message(
     State(relay): State<Arc<Relay>>,
+    Extension(turns): Extension<Turns>,
     caller: Principal,
     Parameters(MessageParameters { stream_id }): Parameters<MessageParameters>,
-) -> Result<JsonResponse<Known>, Error> {
-    saving::find(&relay, &caller, &stream_id).await.map(JsonResponse)
+) -> Result<Response, Error> {
+    let read = saving::find(&relay, &caller, &stream_id);
+    turns.bounded(caller.user(), read).await
 }
 
 /// The log of a stream that the journal has forgotten, from the database.

@@ -1,9 +1,9 @@
 //! Answers as large as what a user has written: whole stories, messages with all their variants, lists, and streams that are
 //! over.
 //!
-//! Nearly all are small, and many of those are read at once, and as many sent as their text allows. The few that are not take
-//! turns. So what is sent has a bound, and a little more for each user beyond it, whatever they have saved and however slowly
-//! they read it.
+//! Nearly all are small, and many of those are read at once. What they hold has a limit for all, beyond which there is still a
+//! little for each user, and one for each. The few that are not small take turns. So their memory has a bound, whatever users
+//! have saved and however slowly they read it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -23,7 +23,6 @@ use super::shares::{Share, Shares};
 use crate::error::{Code, Error};
 use crate::id::UserId;
 use crate::journal::Log;
-use crate::store::Page;
 
 /// How long the texts of a small answer are together, in bytes, and how many of those are read at once.
 const SMALL_LEN_MAX: u64 = 1 << 20;
@@ -38,10 +37,11 @@ const LARGE_READ_MAX: usize = 2;
 const LARGE_SENT_MAX: usize = 8;
 const LARGE_SENT_PER_USER_MAX: usize = 2;
 
-/// How long small answers, and streams that are over, may be together while they are sent, in bytes, and those of one user:
-/// one of a small answer for each that is read. A small story counts as no more than its text may have.
-const SENT_LEN_MAX: usize = 256 << 20;
-const SENT_LEN_PER_USER_MAX: usize = 64 << 20;
+/// How many bytes of small answers, lists and streams that are over may be held at once while they are sent, how many
+/// of them for one user, and how many of a user's there is always room for: those of two of the longest, or eight usual ones.
+const HELD_LEN_MAX: usize = 256 << 20;
+const HELD_LEN_PER_USER_MAX: usize = 64 << 20;
+const HELD_LEN_LITTLE: usize = 8 << 20;
 
 /// How long a turn is waited for.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,8 +59,8 @@ pub(super) struct Turns {
     large: Arc<Semaphore>,
     /// Large answers that are being sent.
     sending: Shares,
-    /// The bytes of all else that is.
-    sent: Shares,
+    /// The bytes of all else.
+    held: Shares,
 }
 
 impl Default for Turns {
@@ -70,7 +70,7 @@ impl Default for Turns {
             small: semaphore(SMALL_MAX),
             large: semaphore(LARGE_READ_MAX),
             sending: Shares::new(LARGE_SENT_MAX, LARGE_SENT_PER_USER_MAX, 0),
-            sent: Shares::new(SENT_LEN_MAX, SENT_LEN_PER_USER_MAX, SMALL_LEN_MAX as usize),
+            held: Shares::new(HELD_LEN_MAX, HELD_LEN_PER_USER_MAX, HELD_LEN_LITTLE),
         }
     }
 }
@@ -80,7 +80,7 @@ impl Turns {
     /// a turn for a large answer, if it says that they are longer. Nothing is refused that it has done.
     ///
     /// # Errors
-    /// Those of `read`; `Overloaded` if no turn comes, or if too much is being sent.
+    /// Those of `read`; `Overloaded` if no turn comes, or if too much is held for others.
     pub(super) async fn answer<T, F>(
         &self,
         user: UserId,
@@ -92,12 +92,12 @@ impl Turns {
         F: Future<Output = Result<T, Error>>,
     {
         let turn = turn_of(&self.small).await?;
-        let mut share = self.sent.take(user, SMALL_LEN_MAX as usize).ok_or_else(overloaded)?;
+        let mut share = self.held.take(user, SMALL_LEN_MAX as usize).ok_or_else(overloaded)?;
         match read(SMALL_LEN_MAX).await {
             Err(error) if error.code() == Code::StoryTooLarge => drop((turn, share)),
             read => {
-                let text = serde_json::to_vec(&read?).map_err(Error::internal)?;
-                share.shrink_to(text.len());
+                let text = encode(&read?)?;
+                share.resize_to(text.len());
                 return Ok(respond(status, text, share));
             }
         }
@@ -105,44 +105,50 @@ impl Turns {
         let turn = turn_of(&self.large).await?;
         let whole = read(LEN_MAX).await?;
         // Too long for a thread that streams. Its turn ends with it.
-        let encode = move || {
+        let encoding = move || {
             let _turn = turn;
-            serde_json::to_vec(&whole).map_err(Error::internal)
+            encode(&whole)
         };
-        let text = tokio::task::spawn_blocking(encode).await.map_err(Error::internal)??;
+        let text = tokio::task::spawn_blocking(encoding).await.map_err(Error::internal)??;
         Ok(respond(status, text, place))
     }
 
-    /// A page of a list, as JSON. `read` has a bound of its own.
+    /// What `read` returns to the user, as JSON. It sees to its length itself.
     ///
     /// # Errors
-    /// Those of `read`; `Overloaded` if no turn comes, or if too much is being sent.
-    pub(super) async fn list<T: Serialize>(
+    /// Those of `read`; `Overloaded` if too much is held for others.
+    pub(super) async fn bounded<T: Serialize>(
         &self,
         user: UserId,
-        read: impl Future<Output = Result<Page<T>, Error>>,
+        read: impl Future<Output = Result<T, Error>>,
     ) -> Result<Response, Error> {
-        let _turn = turn_of(&self.small).await?;
-        let text = serde_json::to_vec(&read.await?).map_err(Error::internal)?;
-        let len = text.len().min(SENT_LEN_PER_USER_MAX);
-        let share = self.sent.take(user, len).ok_or_else(overloaded)?;
+        let text = encode(&read.await?)?;
+        // The longest of all is longer than a user's share, and must not be refused for ever.
+        let len = text.len().min(HELD_LEN_LITTLE);
+        let mut share = self.held.take(user, len).ok_or_else(overloaded)?;
+        share.resize_to(text.len());
         Ok(respond(StatusCode::OK, text, share))
     }
 
-    /// The log of a stream that is over, as `read` puts it together, and its share of what all of these may hold.
+    /// The log of a stream that is over, as `read` puts it together, and its share of what is held.
     ///
     /// # Errors
-    /// Those of `read`; `Overloaded` if no turn comes, or if there is no share left.
+    /// Those of `read`; `Overloaded` if too much is held for others.
     pub(super) async fn replay(
         &self,
         user: UserId,
         read: impl Future<Output = Result<Arc<Log>, Error>>,
     ) -> Result<(Arc<Log>, Share), Error> {
-        let _turn = turn_of(&self.small).await?;
         let log = read.await?;
-        let share = self.sent.take(user, log.text_len()).ok_or_else(overloaded)?;
+        let share = self.held.take(user, log.text_len()).ok_or_else(overloaded)?;
         Ok((log, share))
     }
+}
+
+fn encode<T: Serialize>(answer: &T) -> Result<Vec<u8>, Error> {
+    let mut text = serde_json::to_vec(answer).map_err(Error::internal)?;
+    text.shrink_to_fit();
+    Ok(text)
 }
 
 fn respond(status: StatusCode, text: Vec<u8>, share: Share) -> Response {
@@ -262,8 +268,8 @@ mod tests {
     async fn as_many_small_ones_are_sent_as_their_text_allows() {
         let turns = Turns::default();
         let mut sent = Vec::new();
-        for _ in 0..SENT_LEN_PER_USER_MAX as u64 / SMALL_LEN_MAX {
-            sent.push(answer(&turns, 1, SMALL_LEN_MAX).await.unwrap());
+        for _ in 0..HELD_LEN_PER_USER_MAX as u64 / SMALL_LEN_MAX {
+            sent.push(answer(&turns, 1, SMALL_LEN_MAX - 2).await.unwrap());
         }
         assert_eq!(answer(&turns, 1, 1).await.unwrap_err(), Code::Overloaded);
         answer(&turns, 2, 1).await.unwrap();
@@ -271,6 +277,23 @@ mod tests {
         for _ in 0..1_000 {
             sent.push(answer(&turns, 1, 10).await.unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_longer_as_json_counts_as_long_as_it_is() {
+        let turns = Turns::default();
+        let user = UserId(Uuid::nil());
+        let mut sent = Vec::new();
+        let answered = loop {
+            // Six times as long.
+            let read = async { Ok("\u{1}".repeat(1 << 20)) };
+            match turns.bounded(user, read).await {
+                Ok(response) => sent.push(response),
+                Err(error) => break error.code(),
+            }
+        };
+        assert_eq!(answered, Code::Overloaded);
+        assert_eq!(sent.len(), HELD_LEN_PER_USER_MAX / ((6 << 20) + 2));
     }
 
     /// Who is told to try again must not find it done twice.
