@@ -24,6 +24,7 @@ mod security;
 mod shares;
 pub mod sse;
 mod stream;
+mod timer;
 mod whole;
 
 use std::sync::Arc;

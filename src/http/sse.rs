@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io::Write;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -13,9 +13,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, header};
 use http_body::Frame;
 use serde::Serialize;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::shares::Share;
+use super::timer::Timer;
 use crate::event::{Cursor, End, Failed};
 use crate::id::{MessageId, StreamId};
 use crate::journal::{Follower, Log, View};
@@ -59,7 +60,7 @@ struct EventStream {
     follower: Follower,
     frame: BytesMut,
     silent_since: Instant,
-    ping: Pin<Box<Sleep>>,
+    ping: Timer,
     /// Its share of what is held for those who follow what is over, and until when it may have it.
     share: Option<(Share, Instant)>,
 }
@@ -67,27 +68,13 @@ struct EventStream {
 impl EventStream {
     fn new(follower: Follower, share: Option<Share>) -> Self {
         let now = Instant::now();
-        let ping = Box::pin(sleep_until(now + PING_INTERVAL));
         Self {
             follower,
             frame: BytesMut::new(),
             silent_since: now,
-            ping,
+            ping: Timer::default(),
             share: share.map(|share| (share, now + REPLAY_TIME)),
         }
-    }
-
-    /// Whether a ping is due. The timer is set again only when it fires, rather than at every event.
-    fn poll_ping(&mut self, context: &mut Context<'_>) -> bool {
-        while self.ping.as_mut().poll(context).is_ready() {
-            let due = self.silent_since + PING_INTERVAL;
-            if due <= Instant::now() {
-                self.ping.as_mut().reset(Instant::now() + PING_INTERVAL);
-                return true;
-            }
-            self.ping.as_mut().reset(due);
-        }
-        false
     }
 }
 
@@ -116,9 +103,7 @@ impl http_body::Body for EventStream {
             if is_over {
                 return Poll::Ready(None);
             }
-            if !this.poll_ping(context) {
-                return Poll::Pending;
-            }
+            ready!(this.ping.poll(this.silent_since + PING_INTERVAL, context));
             this.frame.put_slice(b"event: ping\ndata: \n\n");
         }
         this.silent_since = Instant::now();

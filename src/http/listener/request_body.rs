@@ -14,7 +14,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
+
+use crate::http::timer::Timer;
 
 /// How much of a body earns it another second, in bytes: half a megabit a second, which is a poor phone.
 const LEN_PER_SECOND: u64 = 64 << 10;
@@ -75,7 +77,7 @@ pub(super) fn receive<B>(
         received: 0,
         patience,
         began: None,
-        timer: None,
+        timer: Timer::default(),
     }));
     (RequestBody(Arc::clone(&gathering)), Receiver(gathering))
 }
@@ -94,8 +96,7 @@ struct Gathering<B> {
     patience: Duration,
     /// When it was first asked for: only then does the client's time begin.
     began: Option<Instant>,
-    /// Made when the body is first waited for, and set again only when it fires.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
 }
 
 impl<B: Body<Data = Bytes, Error: Into<Fault>> + Unpin> Gathering<B> {
@@ -112,8 +113,10 @@ impl<B: Body<Data = Bytes, Error: Into<Fault>> + Unpin> Gathering<B> {
                 }
                 Poll::Ready(Some(Err(error))) => self.end(Some(Unread::Broken(error.into()))),
                 Poll::Ready(None) => self.end(None),
-                Poll::Pending if self.poll_is_late(context) => self.end(Some(Unread::TooSlow)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    ready!(self.poll_is_late(context));
+                    self.end(Some(Unread::TooSlow));
+                }
             }
         }
         Poll::Ready(())
@@ -132,22 +135,15 @@ impl<B> Gathering<B> {
         true
     }
 
-    fn poll_is_late(&mut self, context: &mut Context<'_>) -> bool {
+    fn poll_is_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let earned = Duration::from_secs(self.received as u64 / LEN_PER_SECOND);
-        let due = *self.began.get_or_insert_with(Instant::now) + self.patience + earned;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        while timer.as_mut().poll(context).is_ready() {
-            if due <= Instant::now() {
-                return true;
-            }
-            timer.as_mut().reset(due);
-        }
-        false
+        let began = *self.began.get_or_insert_with(Instant::now);
+        self.timer.poll(began + self.patience + earned, context)
     }
 
     fn end(&mut self, fault: Option<Unread>) {
         self.incoming = None;
-        self.timer = None;
+        self.timer = Timer::default();
         self.fault = fault;
     }
 }

@@ -12,8 +12,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use tracing::debug;
+
+use crate::http::timer::Timer;
 
 /// What the kernel keeps of what is not sent yet, in bytes; it would be up to 4 MiB for each reader who reads nothing.
 /// What is on its way to a reader is not counted, so it slows nobody.
@@ -38,7 +40,7 @@ impl Socket {
         if let Err(error) = set_options(&stream, patience) {
             debug!(%error, "setting a socket's options failed");
         }
-        let stall = Stall { patience, since: None, timer: None };
+        let stall = Stall { patience, since: None, timer: Timer::default() };
         Self { stream, stall, begun: Bytes::new() }
     }
 
@@ -84,9 +86,7 @@ impl Socket {
             self.stall.since = None;
             return written;
         }
-        if !self.stall.poll_is_over(context) {
-            return Poll::Pending;
-        }
+        ready!(self.stall.poll_is_over(context));
         // What is in the socket has been waiting for as long, and would be kept for minutes more.
         if let Err(error) = self.stream.set_zero_linger() {
             debug!(%error, "a socket could not be told to forget what it holds");
@@ -110,21 +110,13 @@ fn set_options(stream: &TcpStream, patience: Duration) -> io::Result<()> {
 struct Stall {
     patience: Duration,
     since: Option<Instant>,
-    /// Made when it is first needed, and set again only when it fires: most connections never wait for their reader.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
 }
 
 impl Stall {
-    fn poll_is_over(&mut self, context: &mut Context<'_>) -> bool {
-        let due = *self.since.get_or_insert_with(Instant::now) + self.patience;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        while timer.as_mut().poll(context).is_ready() {
-            if due <= Instant::now() {
-                return true;
-            }
-            timer.as_mut().reset(due);
-        }
-        false
+    fn poll_is_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.timer.poll(since + self.patience, context)
     }
 }
 
