@@ -268,13 +268,14 @@ fn every_test_that_security_rests_on_exists() {
     let mut named = 0;
     for quoted in security.split('`').skip(1).step_by(2) {
         let Some((module, test)) =
-            quoted.split_once("::").filter(|(module, _)| *module != "module")
+            quoted.rsplit_once("::").filter(|(module, _)| *module != "module")
         else {
             continue;
         };
         named += 1;
+        let path = module.replace("::", "/");
         let is_there =
-            sources.iter().any(|source| source.path.contains(module) && source.runs(test));
+            sources.iter().any(|source| source.path.contains(&path) && source.runs(test));
         assert!(is_there, "SECURITY.md names {quoted}, which is no test");
     }
     assert!(named > 40, "{named}");
