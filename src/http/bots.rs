@@ -9,7 +9,7 @@ use http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::extract::{Id, Json, Parameters, invalid, parse};
-use super::listing::{Listing, long_page};
+use super::listing::{Listing, long_page, long_read_len};
 use super::stream::check_settings;
 use super::whole::Turns;
 use crate::auth::Principal;
@@ -26,6 +26,9 @@ const NAME_CHARS_MAX: usize = 200;
 /// The longest system prompt, in bytes: some 60,000 tokens, which is more than leaves room for a story.
 const SYSTEM_PROMPT_LEN_MAX: usize = 256 << 10;
 
+/// How much text is held while a page is read, in bytes.
+const READ_LEN_MAX: u64 = long_read_len(SYSTEM_PROMPT_LEN_MAX);
+
 /// The largest context, in tokens: as much as any model has, or nearly, and some 8 MiB of text to put together.
 const CONTEXT_SIZE_MAX: u32 = 2 << 20;
 
@@ -38,8 +41,8 @@ pub(super) async fn list(
 ) -> Result<Response, Error> {
     let (store, user) = (&relay.store, &caller);
     let read = |cursor| async move { store.list_bots(user, &cursor).await };
-    let page = long_page(listing.into(), read, |bot| bot.settings.system_prompt.len());
-    turns.bounded(caller.user(), page).await
+    let page = long_page(listing.into(), read, |bot| &bot.settings.system_prompt);
+    turns.bounded(caller.user(), READ_LEN_MAX, page).await
 }
 
 /// `POST /v1/bots`

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::extract::{Id, Json, Parameters, invalid, present};
 use super::listing::Listing;
-use super::whole::Turns;
+use super::whole::{SMALL_LEN_MAX, Turns};
 use crate::auth::Principal;
 use crate::error::Error;
 use crate::id::{BotId, ConversationId, MessageId, VariantId};
@@ -31,7 +31,7 @@ pub(super) async fn list(
 ) -> Result<Response, Error> {
     let cursor = listing.into();
     let read = relay.store.list_conversations(&caller, &cursor);
-    turns.bounded(caller.user(), read).await
+    turns.bounded(caller.user(), SMALL_LEN_MAX, read).await
 }
 
 #[derive(Deserialize)]
@@ -59,7 +59,7 @@ pub(super) async fn read(
     Id(id): Id<ConversationId>,
 ) -> Result<Response, Error> {
     let read = |len_max| relay.store.read_tree(&caller, id, len_max);
-    turns.answer(caller.user(), StatusCode::OK, read).await
+    turns.read(caller.user(), read).await
 }
 
 #[derive(Deserialize)]
@@ -109,7 +109,7 @@ pub(super) async fn select_variant(
     Json(SelectBody { variant_id }): Json<SelectBody>,
 ) -> Result<Response, Error> {
     let select = |len_max| relay.store.select_variant(&caller, id, variant_id, len_max);
-    turns.answer(caller.user(), StatusCode::OK, select).await
+    turns.change(caller.user(), StatusCode::OK, select).await
 }
 
 #[derive(Deserialize)]
@@ -130,7 +130,7 @@ pub(super) async fn write_variant(
         return Err(invalid("`content` is empty. To remove a message, delete it."));
     }
     let write = |len_max| relay.store.write_variant(&caller, id, &content, len_max);
-    turns.answer(caller.user(), StatusCode::CREATED, write).await
+    turns.change(caller.user(), StatusCode::CREATED, write).await
 }
 
 /// `DELETE /v1/messages/{id}`

@@ -52,22 +52,23 @@ impl Shares {
 }
 
 impl Share {
-    /// Makes it what is really needed, whether or not there is as much.
-    pub(super) fn resize_to(&mut self, amount: usize) {
+    /// Gives back what is more than that.
+    pub(super) fn shrink_to(&mut self, amount: usize) {
+        let given_back = self.amount.saturating_sub(amount);
         let mut taken = lock(&self.taken);
-        taken.all = taken.all - self.amount + amount;
+        taken.all -= given_back;
         let own = taken.own.entry(self.user).or_default();
-        *own = *own - self.amount + amount;
+        *own -= given_back;
         if *own == 0 {
             taken.own.remove(&self.user);
         }
-        self.amount = amount;
+        self.amount -= given_back;
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.resize_to(0);
+        self.shrink_to(0);
     }
 }
 
@@ -117,9 +118,9 @@ mod tests {
             drop(shares.take(UserId(Uuid::from_u128(user)), 10).unwrap());
         }
         let mut share = shares.take(UserId(Uuid::nil()), 10).unwrap();
-        share.resize_to(12);
-        assert_eq!(lock(&shares.taken).all, 12);
-        share.resize_to(3);
+        share.shrink_to(12);
+        assert_eq!(lock(&shares.taken).all, 10);
+        share.shrink_to(3);
         assert_eq!(lock(&shares.taken).all, 3);
         drop(share);
         let taken = lock(&shares.taken);

@@ -1,7 +1,6 @@
 //! The native event stream: a follower of a log, written as server-sent events.
 
-use std::convert::Infallible;
-use std::io::Write;
+use std::io::{self, Write};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, header};
 use http_body::Frame;
 use serde::Serialize;
@@ -17,6 +16,7 @@ use tokio::time::Instant;
 
 use super::shares::Share;
 use super::timer::Timer;
+use super::whole::SENDING_TIMEOUT;
 use crate::event::{Cursor, End, Failed};
 use crate::id::{MessageId, StreamId};
 use crate::journal::{Follower, Log, View};
@@ -31,17 +31,14 @@ pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event
 /// the earliest.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How long a stream that is over may take to be sent, where its text is held for its reader alone.
-const REPLAY_TIME: Duration = Duration::from_secs(120);
-
 /// How much is written in one go, in bytes, before it must have gone out: what a slow reader costs.
 const FRAME_LEN_MAX: usize = 16 << 10;
 
 /// What an event of one line has beside its text, in bytes, if its id is no longer than most.
 const TEXT_FRAMING_LEN: usize = 40;
 
-/// The events of `log` after `after`, as a response. With a share, which it has as long as the log, it ends after two minutes
-/// wherever it is.
+/// The events of `log` after `after`, as a response. With a share, which it has as long as the log, it is broken off
+/// after [`SENDING_TIMEOUT`], wherever it is.
 pub(super) fn respond(log: &Arc<Log>, after: Option<Cursor>, share: Option<Share>) -> Response {
     let events = EventStream::new(Follower::new(log, after), share);
     let mut response = Response::new(Body::new(events));
@@ -73,23 +70,23 @@ impl EventStream {
             frame: BytesMut::new(),
             silent_since: now,
             ping: Timer::default(),
-            share: share.map(|share| (share, now + REPLAY_TIME)),
+            share: share.map(|share| (share, now + SENDING_TIMEOUT)),
         }
     }
 }
 
 impl http_body::Body for EventStream {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
         // Whoever is so slow comes again, and goes on from there.
         if this.share.as_ref().is_some_and(|(_, until)| *until <= Instant::now()) {
-            return Poll::Ready(None);
+            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
         }
         let mut is_over = false;
         while this.frame.len() < FRAME_LEN_MAX && !is_over {
@@ -107,8 +104,15 @@ impl http_body::Body for EventStream {
             this.frame.put_slice(b"event: ping\ndata: \n\n");
         }
         this.silent_since = Instant::now();
-        // All of it: room that is kept for the next event is room that every open stream holds.
-        Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut this.frame).freeze()))))
+        let piece = if this.frame.len() <= FRAME_LEN_MAX {
+            // All of it: room that is kept for the next event is room that every open stream holds.
+            std::mem::take(&mut this.frame).freeze()
+        } else {
+            let piece = Bytes::copy_from_slice(&this.frame[..FRAME_LEN_MAX]);
+            this.frame.advance(FRAME_LEN_MAX);
+            piece
+        };
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
 
@@ -181,12 +185,15 @@ impl<'a> From<&'a Failed> for WireFailed<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use http_body::Body as _;
 
     use super::*;
     use crate::event::{Kind, Start};
+    use crate::http::shares::Shares;
     use crate::journal::memory::MemoryJournal;
-    use crate::journal::{Claim, Journal, Opening};
+    use crate::journal::{Claim, Ended, Journal, Opening};
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
@@ -213,8 +220,7 @@ mod tests {
         let began = Instant::now();
         let mut stream = EventStream::new(Follower::new(writer.log(), None), None);
         let mut next = async || {
-            let frame =
-                std::future::poll_fn(|context| Pin::new(&mut stream).poll_frame(context)).await;
+            let frame = poll_fn(|context| Pin::new(&mut stream).poll_frame(context)).await;
             (began.elapsed().as_secs(), frame.unwrap().unwrap().into_data().unwrap())
         };
         assert_eq!(next().await, (15, Bytes::from_static(b"event: ping\ndata: \n\n")));
@@ -223,5 +229,33 @@ mod tests {
         writer.open(Start::for_tests());
         assert!(next().await.1.starts_with(b"id: 1\nevent: start\n"));
         assert_eq!(next().await.0, 55, "fifteen seconds after the last event");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn what_is_over_is_sent_in_pieces_and_broken_off_where_it_takes_too_long() {
+        let ended = Ended {
+            start: Start::for_tests(),
+            reasoning: String::new(),
+            content: "once ".repeat(100_000),
+            end: End::for_tests(),
+        };
+        let log = Log::rebuilt(Opening::for_tests(), ended);
+        // All of it in one event, because there is none that had this number.
+        for after in [None, Some(Cursor::from_id(999_999))] {
+            let whole = EventStream::new(Follower::new(&log, after), None);
+            let whole = axum::body::to_bytes(Body::new(whole), usize::MAX).await.unwrap();
+            let share = Shares::new(1, 1, 0).take(log.owner(), 1);
+            let mut stream = EventStream::new(Follower::new(&log, after), share);
+            let mut next =
+                async || poll_fn(|context| Pin::new(&mut stream).poll_frame(context)).await;
+            let mut sent = BytesMut::new();
+            while sent.len() < whole.len() / 2 {
+                let piece = next().await.unwrap().unwrap().into_data().unwrap();
+                assert!(piece.len() <= FRAME_LEN_MAX);
+                sent.extend_from_slice(&piece);
+            }
+            assert!(whole.starts_with(&sent));
+            tokio::time::advance(SENDING_TIMEOUT).await;
+            assert_eq!(next().await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::auth::Principal;
 use crate::error::Error;
 use crate::event::Cursor;
 use crate::id::{BotId, ConversationId, MessageId, StreamId, VariantId};
-use crate::journal::{Log, Opening, Roll, Running};
+use crate::journal::{Log, Opening, Roll, Running, TEXT_LEN_MAX};
 use crate::number;
 use crate::relay::Relay;
 use crate::replay;
@@ -164,7 +164,7 @@ pub(super) async fn message(
     Parameters(MessageParameters { stream_id }): Parameters<MessageParameters>,
 ) -> Result<Response, Error> {
     let read = saving::find(&relay, &caller, &stream_id);
-    turns.bounded(caller.user(), read).await
+    turns.bounded(caller.user(), TEXT_LEN_MAX as u64, read).await
 }
 
 /// The log of a stream that the journal has forgotten, from the database.

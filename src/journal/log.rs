@@ -19,7 +19,7 @@ use crate::text::{self, discreet};
 
 /// The most text of one generation, in bytes of reasoning and content together. No model writes as much in one answer;
 /// a provider that does is broken or hostile.
-pub(super) const TEXT_LEN_MAX: usize = 4 << 20;
+pub const TEXT_LEN_MAX: usize = 4 << 20;
 
 /// What is told to wait who followed a generation that another relay goes on with.
 const RETRY_AFTER_MOVE: Duration = Duration::from_secs(1);

@@ -29,7 +29,7 @@ use crate::store::Conclusion;
 
 pub use follower::{Follower, View};
 pub(crate) use log::moved;
-pub use log::{Ended, Log};
+pub use log::{Ended, Log, TEXT_LEN_MAX};
 pub use recorder::{Piece, RecordId, Recorder, Records};
 pub use writer::{Control, Watch, Writer};
 
