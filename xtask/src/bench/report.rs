@@ -16,7 +16,8 @@ const INTRODUCTION: &str = "\
 # Benchmarks
 
 Written by `cargo xtask bench`, which says in `xtask/src/bench/` what is done. A scripted provider sends tokens that carry
-the time at which they were sent, in chunks as OpenAI's are; readers note when each arrives. Between them are nginx
+the time at which they were sent, in chunks as OpenAI's are; the kernel notes when each arrives, for readers who look every
+other millisecond so as to leave the processors to what is measured. Between them are nginx
 (`proxy_buffering off`), nothing, or the relay doing all of its work: authenticating, limiting, keeping the journal, saving.
 All are processes on one machine. In each round every case is run once, in random order; a ratio is of two runs of one
 round, and what is told is the median of all rounds, with the least and the greatest in parentheses.

@@ -13,6 +13,9 @@ use crate::load::script::Script;
 use crate::load::servers::{self, Server};
 use crate::load::usage::{self, Cpu, LOOK, come_to_rest};
 
+/// How long paced readers leave in their sockets what comes, in milliseconds: little of the ten between two tokens.
+const LULL_MS: u64 = 2;
+
 /// What a run has shown.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Measured {
@@ -137,6 +140,7 @@ impl Bench {
             follow: String::new(),
             enough: None,
             is_paced: load.script.rate > 0,
+            lull_ms: if load.script.rate > 0 { LULL_MS } else { 0 },
         }
     }
 

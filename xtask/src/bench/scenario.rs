@@ -64,6 +64,7 @@ pub(super) fn all(seconds: usize, other: bool) -> Vec<Scenario> {
     let mut all = vec![
         beside_nginx("paced-1", "1 stream at 100 tokens a second", paced(1, seconds), other),
         beside_nginx("paced-50", "50 streams at 100 tokens a second", paced(50, seconds), other),
+        beside_nginx("paced-250", "250 streams at 100 tokens a second", paced(250, seconds), other),
         beside_nginx("paced-500", "500 streams at 100 tokens a second", paced(500, seconds), other),
         beside_nginx("fast-1", "1 stream as fast as it goes", fast(1, seconds), other),
         beside_nginx("fast-50", "50 streams as fast as it goes", fast(50, seconds), other),

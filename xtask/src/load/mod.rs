@@ -2,6 +2,8 @@
 //! of what they use, and how numbers are told.
 
 pub(crate) mod api;
+mod arrivals;
+mod pacer;
 pub(crate) mod provider;
 pub(crate) mod readers;
 pub(crate) mod script;

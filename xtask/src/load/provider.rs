@@ -5,10 +5,12 @@ use std::io::{Write, stdout};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
+use super::pacer::Pacer;
 use super::script::Script;
 use super::stamp;
 use crate::Failure;
@@ -24,26 +26,29 @@ pub(crate) fn run() -> Result<(), Failure> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         writeln!(stdout(), "{}", listener.local_addr()?.port())?;
         let mut connections = JoinSet::new();
+        let pacer = Pacer::start();
         loop {
             let (socket, _) = listener.accept().await?;
             socket.set_nodelay(true)?;
+            let pacer = pacer.clone();
             // A reader that is gone is nothing to tell.
-            connections.spawn(async move { drop(serve(socket).await) });
+            connections.spawn(async move { drop(serve(socket, pacer).await) });
             while connections.try_join_next().is_some() {}
         }
     })
 }
 
-async fn serve(mut socket: TcpStream) -> Result<(), Failure> {
+async fn serve(socket: TcpStream, pacer: Pacer) -> Result<(), Failure> {
+    let (mut reader, mut writer) = socket.into_split();
     let mut buffer = Vec::new();
-    while let Some(script) = read_request(&mut socket, &mut buffer).await? {
-        answer(&mut socket, script).await?;
+    while let Some(script) = read_request(&mut reader, &mut buffer).await? {
+        writer = answer(writer, script, &pacer).await?;
     }
     Ok(())
 }
 
 async fn read_request(
-    socket: &mut TcpStream,
+    reader: &mut OwnedReadHalf,
     buffer: &mut Vec<u8>,
 ) -> Result<Option<Script>, Failure> {
     loop {
@@ -59,58 +64,55 @@ async fn read_request(
                 return Ok(Some(body["model"].as_str().unwrap_or_default().parse()?));
             }
         }
-        if socket.read_buf(buffer).await? == 0 {
+        if reader.read_buf(buffer).await? == 0 {
             return Ok(None);
         }
     }
 }
 
-async fn answer(socket: &mut TcpStream, script: Script) -> Result<(), Failure> {
+async fn answer(
+    mut writer: OwnedWriteHalf,
+    script: Script,
+    pacer: &Pacer,
+) -> Result<OwnedWriteHalf, Failure> {
     sleep(script.thinking).await;
-    socket.write_all(HEAD).await?;
+    writer.write_all(HEAD).await?;
     let words = "word after word ".repeat(PRELUDE_PIECE_LEN / 16);
     for begin in (0..script.prelude).step_by(PRELUDE_PIECE_LEN) {
         let len = PRELUDE_PIECE_LEN.min(script.prelude - begin);
-        socket.write_all(&chunk(&words[..len])).await?;
+        writer.write_all(&chunk(&words[..len])).await?;
     }
     match script.rate {
-        0 => pour(socket, script.tokens).await?,
-        rate => pace(socket, script.tokens, rate).await?,
+        0 => pour(&mut writer, script.tokens).await?,
+        rate => {
+            let mut template = Template::new();
+            // The first at once.
+            writer.write_all(template.stamped(stamp::now())).await?;
+            let interval = Duration::from_secs(1) / u32::try_from(rate)?;
+            writer =
+                pacer.pace(writer, template, script.tokens.saturating_sub(1), interval).await?;
+        }
     }
     let end = format!(
         "{}{}",
         r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":10,"completion_tokens":100}}"#,
         "\n\ndata: [DONE]\n\n"
     );
-    socket.write_all(format!("{:x}\r\n{end}\r\n0\r\n\r\n", end.len()).as_bytes()).await?;
-    Ok(())
+    writer.write_all(format!("{:x}\r\n{end}\r\n0\r\n\r\n", end.len()).as_bytes()).await?;
+    Ok(writer)
 }
 
-async fn pace(socket: &mut TcpStream, tokens: usize, rate: usize) -> Result<(), Failure> {
-    let interval = Duration::from_secs(1) / u32::try_from(rate)?;
-    let mut template = Template::new();
-    // The first at once; the others of all streams spread over the time between two.
-    socket.write_all(template.stamped(stamp::now())).await?;
-    let mut next = Instant::now() + interval + interval.mul_f64(fastrand::f64());
-    for _ in 1..tokens {
-        sleep_until(next).await;
-        next += interval;
-        socket.write_all(template.stamped(stamp::now())).await?;
-    }
-    Ok(())
-}
-
-async fn pour(socket: &mut TcpStream, tokens: usize) -> Result<(), Failure> {
+async fn pour(writer: &mut OwnedWriteHalf, tokens: usize) -> Result<(), Failure> {
     let mut template = Template::new();
     // One by one, as a model makes them.
     for _ in 0..tokens {
-        socket.write_all(template.stamped(stamp::now())).await?;
+        writer.write_all(template.stamped(stamp::now())).await?;
     }
     Ok(())
 }
 
 /// One chunk of an answer as it goes over the wire, whose token is filled in.
-struct Template {
+pub(super) struct Template {
     bytes: Vec<u8>,
     token_at: usize,
 }
@@ -123,7 +125,16 @@ impl Template {
         Self { bytes, token_at }
     }
 
-    fn stamped(&mut self, time: u64) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// With a token of that time.
+    pub(super) fn stamped(&mut self, time: u64) -> &[u8] {
         self.bytes[self.token_at..][..stamp::LEN].copy_from_slice(&stamp::token(time));
         &self.bytes
     }

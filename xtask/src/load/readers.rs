@@ -7,11 +7,10 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::arrivals::Arrivals;
 use super::servers;
 use super::stamp::{self, Finder};
 use crate::Failure;
@@ -19,8 +18,12 @@ use crate::Failure;
 /// How long a run may take at most.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// How much is read in one go, in bytes.
-const READ_LEN: usize = 16 << 10;
+/// Of how many readers tokens are timed. A token that is timed is read by itself; read ten at a time they take from what is
+/// measured a quarter less of two processors.
+const TIMED_MAX: usize = 100;
+
+/// How long what comes to the others is left in their sockets.
+const REST: Duration = Duration::from_millis(100);
 
 /// How much of the end of a stream is kept, in bytes, to see whether it is one.
 const TAIL_LEN: usize = 600;
@@ -41,6 +44,9 @@ pub(crate) struct Job {
     pub(crate) enough: Option<usize>,
     /// Whether times of single tokens mean anything.
     pub(crate) is_paced: bool,
+    /// How long what comes is left in the sockets at most before they are looked at, in milliseconds. Tokens and first
+    /// tokens carry the time at which they came, and are no older for it; whole answers are.
+    pub(crate) lull_ms: u64,
 }
 
 /// What was read.
@@ -49,7 +55,7 @@ pub(crate) struct Reading {
     pub(crate) tokens: u64,
     /// From the first request to the last end, in seconds.
     pub(crate) seconds: f64,
-    /// How long tokens were under way, in milliseconds; absent where that means nothing.
+    /// How long tokens were under way that came while all streams ran, in milliseconds; absent where that means nothing.
     pub(crate) p50: Option<f64>,
     pub(crate) p99: Option<f64>,
     /// From the request to its first token, in milliseconds.
@@ -95,10 +101,14 @@ pub(crate) fn run() -> Result<(), Failure> {
     let mut job = String::new();
     stdin().read_to_string(&mut job)?;
     let job: Job = serde_json::from_str(&job)?;
-    let reading = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(async { timeout(PATIENCE, read_all(job)).await })?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all();
+    if job.lull_ms > 0 {
+        let lull = Duration::from_millis(job.lull_ms);
+        // Called when there is nothing to do, before it waits for some.
+        runtime.on_thread_park(move || std::thread::sleep(lull));
+    }
+    let reading = runtime.build()?.block_on(async { timeout(PATIENCE, read_all(job)).await })?;
     writeln!(stdout(), "{}", serde_json::to_string(&reading)?)?;
     Ok(())
 }
@@ -107,16 +117,27 @@ pub(crate) fn run() -> Result<(), Failure> {
 #[derive(Debug, Default)]
 struct Notes {
     tokens: u64,
-    ages: Vec<u32>,
+    ages: Vec<Age>,
     first: Option<u32>,
+    /// When the first token came, and the last, by [`stamp::now`].
+    first_at: u64,
+    last_at: u64,
     whole: Option<u32>,
     failure: Option<String>,
+}
+
+/// How long a token was under way, in microseconds, and when it came.
+#[derive(Debug, Clone, Copy)]
+struct Age {
+    came_at: u64,
+    micros: u32,
 }
 
 async fn read_all(job: Job) -> Reading {
     let began = Instant::now();
     let Job { port, token, ramp_ms, enough, is_paced, .. } = job;
     let count = job.requests.len() as u32;
+    let timed_each = job.requests.len().div_ceil(TIMED_MAX);
     let mut readers = JoinSet::new();
     let (first_came, first_comes) = tokio::sync::oneshot::channel();
     let mut first_came = Some(first_came);
@@ -124,35 +145,43 @@ async fn read_all(job: Job) -> Reading {
         let starts = began + Duration::from_millis(ramp_ms) * at as u32 / count;
         let request = request(&line, &token, &body);
         let first_came = first_came.take();
+        let is_timed = is_paced && at.is_multiple_of(timed_each);
+        let rest = REST * u32::from(is_paced && !is_timed);
         readers.spawn(async move {
             sleep_until(starts).await;
-            Reader { port, enough, is_paced, first_came }.read(request).await
+            Reader { port, enough, is_timed, rest, first_came }.read(request).await
         });
     }
     if job.followers > 0 && first_comes.await.is_ok() {
         for _ in 0..job.followers {
             let request = request(&format!("GET {}", job.follow), &token, "");
-            let reader = Reader { port, enough, is_paced, first_came: None };
+            let reader =
+                Reader { port, enough, is_timed: is_paced, rest: Duration::ZERO, first_came: None };
             readers.spawn(reader.read(request));
         }
     }
     let mut all = Notes::default();
     let (mut firsts, mut wholes, mut failed) = (Vec::new(), Vec::new(), 0);
+    // What beginnings and ends cost is told by what else is told of them.
+    let (mut from, mut to) = (0, u64::MAX);
     while let Some(notes) = readers.join_next().await {
         let panicked = || Notes { failure: Some("it panicked".to_owned()), ..Notes::default() };
         let notes = notes.unwrap_or_else(|_| panicked());
         all.tokens += notes.tokens;
         all.ages.extend(notes.ages);
+        (from, to) = (from.max(notes.first_at), to.min(notes.last_at));
         firsts.extend(notes.first);
         wholes.extend(notes.whole);
         failed += usize::from(notes.failure.is_some());
         all.failure = all.failure.or(notes.failure);
     }
+    let while_all_ran = all.ages.iter().filter(|age| (from..=to).contains(&age.came_at));
+    let mut ages = while_all_ran.map(|age| age.micros).collect::<Vec<_>>();
     Reading {
         tokens: all.tokens,
         seconds: began.elapsed().as_secs_f64(),
-        p50: percentile(&mut all.ages, 50),
-        p99: percentile(&mut all.ages, 99),
+        p50: percentile(&mut ages, 50),
+        p99: percentile(&mut ages, 99),
         first_p50: percentile(&mut firsts, 50),
         first_p99: percentile(&mut firsts, 99),
         whole_p50: percentile(&mut wholes, 50),
@@ -177,7 +206,10 @@ fn percentile(micros: &mut [u32], percent: usize) -> Option<f64> {
 struct Reader {
     port: u16,
     enough: Option<usize>,
-    is_paced: bool,
+    /// Whether the times of its tokens are noted.
+    is_timed: bool,
+    /// How long it leaves in its socket what comes after its first token.
+    rest: Duration,
     /// To be told of the first token.
     first_came: Option<tokio::sync::oneshot::Sender<()>>,
 }
@@ -194,43 +226,47 @@ impl Reader {
     }
 
     async fn read_into(&mut self, notes: &mut Notes, request: String) -> Result<(), Failure> {
-        let mut socket = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        socket.set_nodelay(true)?;
+        let mut socket = Arrivals::connect(self.port).await?;
         let asked = stamp::now();
-        socket.write_all(request.as_bytes()).await?;
+        socket.send(request.as_bytes()).await?;
         let (mut body, mut finder) = (Body::default(), Finder::default());
         let (mut tail, mut len) = (VecDeque::new(), 0);
         loop {
-            // Room only while there is something to read: ten thousand readers wait.
-            socket.readable().await?;
-            let mut buffer = [0; READ_LEN];
-            let read = match socket.try_read(&mut buffer) {
-                Ok(0) => return Err(String::from_utf8_lossy(&Vec::from(tail)).into()),
-                Ok(read) => read,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let now = stamp::now();
-            let is_over = body.take(&buffer[..read], |piece| {
-                len += piece.len();
-                tail.extend(&piece[piece.len().saturating_sub(TAIL_LEN)..]);
-                tail.drain(..tail.len().saturating_sub(TAIL_LEN));
-                finder.find(piece, now, |age| {
-                    notes.tokens += 1;
-                    if self.is_paced {
-                        notes.ages.push(u32::try_from(age).unwrap_or(u32::MAX));
-                    }
+            let read = socket.read(|bytes, came_at| {
+                let is_over = body.take(bytes, |piece| {
+                    len += piece.len();
+                    tail.extend(&piece[piece.len().saturating_sub(TAIL_LEN)..]);
+                    tail.drain(..tail.len().saturating_sub(TAIL_LEN));
+                    finder.find(piece, came_at, |age| {
+                        notes.tokens += 1;
+                        if self.is_timed {
+                            let micros = u32::try_from(age).unwrap_or(u32::MAX);
+                            notes.ages.push(Age { came_at, micros });
+                        }
+                    });
                 });
-            });
-            if notes.first.is_none() && notes.tokens > 0 {
-                notes.first = u32::try_from(now - asked).ok();
-                if let Some(first_came) = self.first_came.take() {
-                    // Nobody may want to know.
-                    let _told = first_came.send(());
+                if notes.first.is_none() && notes.tokens > 0 {
+                    notes.first = u32::try_from(came_at - asked).ok();
+                    notes.first_at = came_at;
                 }
+                notes.last_at = came_at;
+                (is_over, bytes.is_empty())
+            });
+            let (is_over, is_cut_off) = read.await?;
+            if is_cut_off {
+                return Err(String::from_utf8_lossy(&Vec::from(tail)).into());
+            }
+            if notes.tokens > 0
+                && let Some(first_came) = self.first_came.take()
+            {
+                // Nobody may want to know.
+                let _told = first_came.send(());
             }
             if is_over || self.enough.is_some_and(|enough| len >= enough) {
                 break;
+            }
+            if !self.rest.is_zero() && notes.tokens > 0 {
+                sleep(self.rest).await;
             }
         }
         let tail = String::from_utf8_lossy(tail.make_contiguous()).into_owned();

@@ -1,6 +1,8 @@
-//! A token that carries the time at which it was sent, by the one clock that all processes of a machine share.
+//! A token that carries the time at which it was sent, by the clock that the kernel notes arrivals by.
 
-use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
 
 /// How long such a token is, in bytes: a mark, and seven digits of six bits for the microseconds.
 pub(crate) const LEN: usize = 8;
@@ -9,10 +11,15 @@ const MARK: u8 = b'@';
 const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const TIMES: u64 = 1 << 42;
 
-/// Microseconds of the machine's monotonic clock.
+/// Microseconds of the machine's clock.
 pub(crate) fn now() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1_000_000 + now.tv_nsec.cast_unsigned() / 1_000
+    // There is such a clock on every system that this runs on.
+    clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, |now| micros(now.into()))
+}
+
+/// The same of a time since the epoch.
+pub(crate) fn micros(time: Duration) -> u64 {
+    time.as_micros() as u64
 }
 
 /// The token of that time.
