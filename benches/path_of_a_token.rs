@@ -20,6 +20,7 @@ use storytellr_relay::journal::{Claim, Follower, Journal, Opening, Piece, Record
 use storytellr_relay::outbox::Name;
 use storytellr_relay::provider::Batch;
 use storytellr_relay::provider::chunk;
+use storytellr_relay::provider::pattern::Chunks;
 use storytellr_relay::provider::sse::Decoder;
 use uuid::Uuid;
 
@@ -81,6 +82,10 @@ fn provider(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     group.bench_function("parse a chunk", |bencher| {
         bencher.iter(|| chunk::parse(black_box(DATA)).unwrap().content.len());
+    });
+    group.bench_function("parse another chunk of the same stream", |bencher| {
+        let mut chunks = Chunks::default();
+        bencher.iter(|| chunks.read(black_box(DATA)).unwrap().content.len());
     });
     group.bench_function("clean a token", |bencher| {
         let mut batch = Batch::new(false);

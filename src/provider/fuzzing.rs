@@ -8,6 +8,7 @@ pub(crate) use super::cleartext::fuzzing::response;
 pub(crate) use super::guard::fuzzing::{address, base_url};
 use super::habits::ORDINARY;
 use super::openai::{End, Endpoint, Key, Upstream};
+use super::pattern::Chunks;
 use super::{Batch, chunk};
 use crate::error::Error;
 
@@ -26,8 +27,10 @@ pub(crate) fn answer(input: &[u8]) {
         is_added: false,
     };
     let (mut end, mut batch) = (End::default(), Batch::new(true));
+    let mut chunks = Chunks::default();
     for data in String::from_utf8_lossy(input).split('\n') {
         check_chunk(data);
+        assert_eq!(chunks.read(data).ok(), chunk::parse(data).ok(), "{data:?}");
         if let Err(error) = end.take_in(data, &endpoint, &mut batch) {
             check_error(&error);
             break;

@@ -16,6 +16,7 @@ mod guard;
 mod habits;
 mod key_check;
 mod openai;
+pub mod pattern;
 mod refusal;
 mod registry;
 mod retry;

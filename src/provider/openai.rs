@@ -11,10 +11,11 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
-use super::chunk::{self, ChunkError};
+use super::chunk::ChunkError;
 use super::client::{Clients, USER_AGENT};
 use super::guard::{Guard, UserUrl};
 use super::habits::Habits;
+use super::pattern::Chunks;
 use super::sse::Decoder;
 use super::transport::{Body, Response, describe};
 use super::{Batch, Completed, Progress, Request};
@@ -94,9 +95,10 @@ pub struct Stream {
     end: End,
 }
 
-/// What is known of the end of a stream.
+/// What is known of a stream: what its chunks have in common, and its end.
 #[derive(Debug, Default)]
 pub(super) struct End {
+    chunks: Chunks,
     pub(super) finish_reason: Option<String>,
     usage: Option<Usage>,
     /// When it will be taken for ended, after its finish reason has come.
@@ -291,7 +293,7 @@ impl End {
             return Ok(());
         }
         let chunk =
-            chunk::parse(data).map_err(|error| {
+            self.chunks.read(data).map_err(|error| {
                 // Without serde's own words, which quote what was sent.
                 invalid(endpoint, "sent something that is no chunk of an answer")
                     .with_detail(format!("{:?} error at byte {}", error.classify(), error.column()))
