@@ -66,6 +66,7 @@ where
                 break;
             }
             // Where the next page begins is the store's to say.
+            drop(part);
             part = read(Cursor { after: page.next, limit }).await?;
         }
         left -= asked;

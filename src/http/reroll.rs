@@ -69,7 +69,7 @@ pub(super) async fn reroll(
     };
     let stream_id = body.stream_id.unwrap_or_else(StreamId::random);
     let log = turn::start(&relay, caller, Turn { stream_id, ask }).await?;
-    Ok(sse::respond(&log, None, None))
+    Ok(sse::respond(&log))
 }
 
 /// Whether a client takes an event stream for an answer.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::shares::Share;
 use super::timer::Timer;
-use super::whole::SENDING_TIMEOUT;
+use super::whole::{Room, SENDING_TIMEOUT};
 use crate::event::{Cursor, End, Failed};
 use crate::id::{MessageId, StreamId};
 use crate::journal::{Follower, Log, View};
@@ -37,10 +37,30 @@ const FRAME_LEN_MAX: usize = 16 << 10;
 /// What an event of one line has beside its text, in bytes, if its id is no longer than most.
 const TEXT_FRAMING_LEN: usize = 40;
 
-/// The events of `log` after `after`, as a response. With a share, which it has as long as the log, it is broken off
-/// after [`SENDING_TIMEOUT`], wherever it is.
-pub(super) fn respond(log: &Arc<Log>, after: Option<Cursor>, share: Option<Share>) -> Response {
-    let events = EventStream::new(Follower::new(log, after), share);
+/// How long what is to be written may be, in bytes, and not count: an event of text of the longest, with its line ends.
+const UNCOUNTED_LEN_MAX: usize = 128 << 10;
+
+/// The events of `log` from its first, as a response.
+pub(super) fn respond(log: &Arc<Log>) -> Response {
+    response(log, EventStream::new(Follower::new(log, None)))
+}
+
+/// The events of `log` after `after`, as a response. What repeats a long text takes its share of `room` while it is sent, and
+/// the stream is broken off if there is none, or after [`SENDING_TIMEOUT`]. So it is, wherever it is then, with a share of its
+/// own, which it has as long as the log.
+pub(super) fn resume(
+    log: &Arc<Log>,
+    after: Option<Cursor>,
+    room: Room,
+    share: Option<Share>,
+) -> Response {
+    let log_share = share.map(Lent::new);
+    let counted = Counted { room, log_share, frame_share: None };
+    let follower = Follower::new(log, after);
+    response(log, EventStream { counted: Some(Box::new(counted)), ..EventStream::new(follower) })
+}
+
+fn response(log: &Log, events: EventStream) -> Response {
     let mut response = Response::new(Body::new(events));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -56,22 +76,81 @@ pub(super) fn respond(log: &Arc<Log>, after: Option<Cursor>, share: Option<Share
 struct EventStream {
     follower: Follower,
     frame: BytesMut,
+    /// Whether something of the frame has been sent.
+    is_cut: bool,
     silent_since: Instant,
     ping: Timer,
-    /// Its share of what is held for those who follow what is over, and until when it may have it.
-    share: Option<(Share, Instant)>,
+    /// Absent where there is nothing to repeat.
+    counted: Option<Box<Counted>>,
+}
+
+/// What is held for the reader alone.
+struct Counted {
+    room: Room,
+    /// For a log that nobody else has.
+    log_share: Option<Lent>,
+    /// For a frame that is long.
+    frame_share: Option<Lent>,
+}
+
+/// A share, until when it may be had.
+struct Lent {
+    _share: Share,
+    until: Instant,
+}
+
+impl Lent {
+    fn new(share: Share) -> Self {
+        Self { _share: share, until: Instant::now() + SENDING_TIMEOUT }
+    }
+}
+
+impl Counted {
+    /// Whether a frame of that length may be held now.
+    fn holds(&mut self, frame_len: usize) -> io::Result<()> {
+        if frame_len > UNCOUNTED_LEN_MAX && self.frame_share.is_none() {
+            let share = self.room.take(frame_len);
+            self.frame_share = Some(Lent::new(share.ok_or(io::ErrorKind::OutOfMemory)?));
+        }
+        // Whoever is so slow comes again, and goes on from there.
+        let mut lent = self.log_share.iter().chain(&self.frame_share);
+        match lent.any(|lent| lent.until <= Instant::now()) {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(()),
+        }
+    }
 }
 
 impl EventStream {
-    fn new(follower: Follower, share: Option<Share>) -> Self {
-        let now = Instant::now();
+    fn new(follower: Follower) -> Self {
         Self {
             follower,
             frame: BytesMut::new(),
-            silent_since: now,
+            is_cut: false,
+            silent_since: Instant::now(),
             ping: Timer::default(),
-            share: share.map(|share| (share, now + SENDING_TIMEOUT)),
+            counted: None,
         }
+    }
+
+    /// As much of the frame as is written in one go.
+    fn piece(&mut self) -> Bytes {
+        if self.frame.len() <= FRAME_LEN_MAX && !self.is_cut {
+            // All of it: room that is kept for the next event is room that every open stream holds.
+            return std::mem::take(&mut self.frame).freeze();
+        }
+        // Copies: whoever is to send the last slice of a frame would keep all of it, and nobody would count it.
+        let len = self.frame.len().min(FRAME_LEN_MAX);
+        let piece = Bytes::copy_from_slice(&self.frame[..len]);
+        self.frame.advance(len);
+        self.is_cut = !self.frame.is_empty();
+        if !self.is_cut {
+            self.frame = BytesMut::new();
+            if let Some(counted) = &mut self.counted {
+                counted.frame_share = None;
+            }
+        }
+        piece
     }
 }
 
@@ -84,10 +163,6 @@ impl http_body::Body for EventStream {
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        // Whoever is so slow comes again, and goes on from there.
-        if this.share.as_ref().is_some_and(|(_, until)| *until <= Instant::now()) {
-            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
-        }
         let mut is_over = false;
         while this.frame.len() < FRAME_LEN_MAX && !is_over {
             let frame = &mut this.frame;
@@ -95,6 +170,11 @@ impl http_body::Body for EventStream {
                 Poll::Ready(has_event) => is_over = !has_event,
                 Poll::Pending => break,
             }
+        }
+        if let Some(counted) = &mut this.counted
+            && let Err(error) = counted.holds(this.frame.len())
+        {
+            return Poll::Ready(Some(Err(error)));
         }
         if this.frame.is_empty() {
             if is_over {
@@ -104,15 +184,7 @@ impl http_body::Body for EventStream {
             this.frame.put_slice(b"event: ping\ndata: \n\n");
         }
         this.silent_since = Instant::now();
-        let piece = if this.frame.len() <= FRAME_LEN_MAX {
-            // All of it: room that is kept for the next event is room that every open stream holds.
-            std::mem::take(&mut this.frame).freeze()
-        } else {
-            let piece = Bytes::copy_from_slice(&this.frame[..FRAME_LEN_MAX]);
-            this.frame.advance(FRAME_LEN_MAX);
-            piece
-        };
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        Poll::Ready(Some(Ok(Frame::data(this.piece()))))
     }
 }
 
@@ -192,6 +264,7 @@ mod tests {
     use super::*;
     use crate::event::{Kind, Start};
     use crate::http::shares::Shares;
+    use crate::http::whole::Turns;
     use crate::journal::memory::MemoryJournal;
     use crate::journal::{Claim, Ended, Journal, Opening};
 
@@ -218,7 +291,7 @@ mod tests {
         let claim = MemoryJournal::default().claim(Opening::for_tests()).await;
         let Ok(Claim::New(writer)) = claim else { panic!("a new name is taken") };
         let began = Instant::now();
-        let mut stream = EventStream::new(Follower::new(writer.log(), None), None);
+        let mut stream = EventStream::new(Follower::new(writer.log(), None));
         let mut next = async || {
             let frame = poll_fn(|context| Pin::new(&mut stream).poll_frame(context)).await;
             (began.elapsed().as_secs(), frame.unwrap().unwrap().into_data().unwrap())
@@ -241,10 +314,13 @@ mod tests {
         let log = Log::rebuilt(Opening::for_tests(), ended);
         // All of it in one event, because there is none that had this number.
         for after in [None, Some(Cursor::from_id(999_999))] {
-            let whole = EventStream::new(Follower::new(&log, after), None);
+            let whole = EventStream::new(Follower::new(&log, after));
             let whole = axum::body::to_bytes(Body::new(whole), usize::MAX).await.unwrap();
-            let share = Shares::new(1, 1, 0).take(log.owner(), 1);
-            let mut stream = EventStream::new(Follower::new(&log, after), share);
+            let share = Shares::new(1, 1, 0).take(log.owner(), 1).unwrap();
+            let room = Turns::default().room(log.owner());
+            let counted = Counted { room, log_share: Some(Lent::new(share)), frame_share: None };
+            let mut stream = EventStream::new(Follower::new(&log, after));
+            stream.counted = Some(Box::new(counted));
             let mut next =
                 async || poll_fn(|context| Pin::new(&mut stream).poll_frame(context)).await;
             let mut sent = BytesMut::new();
@@ -257,5 +333,36 @@ mod tests {
             tokio::time::advance(SENDING_TIMEOUT).await;
             assert_eq!(next().await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
         }
+    }
+
+    #[tokio::test]
+    async fn what_repeats_a_long_text_counts_while_it_is_sent() {
+        let ended = Ended {
+            start: Start::for_tests(),
+            reasoning: String::new(),
+            content: "once ".repeat(500_000),
+            end: End::for_tests(),
+        };
+        let log = Log::rebuilt(Opening::for_tests(), ended);
+        let turns = Turns::default();
+        let resume =
+            || resume(&log, Some(Cursor::from_id(9_999_999)), turns.room(log.owner()), None);
+        let first = async || {
+            let mut body = resume().into_body();
+            let piece = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await.unwrap();
+            piece.map(|_| body)
+        };
+        let mut reading = Vec::new();
+        let refused = loop {
+            match first().await {
+                Ok(body) => reading.push(body),
+                Err(refused) => break refused,
+            }
+        };
+        assert_eq!(reading.len(), (64 << 20) / 2_500_100, "{refused}");
+        let body = reading.pop().unwrap();
+        let rest = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        assert!(rest.ends_with(b"\n\n"));
+        assert!(first().await.is_ok());
     }
 }

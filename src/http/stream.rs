@@ -87,7 +87,7 @@ pub(super) async fn start(
     Json(body): Json<StartBody>,
 ) -> Result<Response, Error> {
     let log = turn::start(&relay, caller, body.into_turn()?).await?;
-    Ok(sse::respond(&log, None, None))
+    Ok(sse::respond(&log))
 }
 
 /// What `GET /v1/streams` answers.
@@ -122,13 +122,14 @@ pub(super) async fn follow(
     Id(stream_id): Id<StreamId>,
     After(after): After,
 ) -> Result<Response, Error> {
+    let room = turns.room(caller.user());
     if let Some(log) = relay.journal.find(caller.user(), &stream_id).await {
         log.opened().await?;
-        return Ok(sse::respond(&log, after, None));
+        return Ok(sse::resume(&log, after, room, None));
     }
     let read = rebuild(&relay, &caller, stream_id);
     let (log, share) = turns.replay(caller.user(), read).await?;
-    Ok(sse::respond(&log, after, Some(share)))
+    Ok(sse::resume(&log, after, room, Some(share)))
 }
 
 /// `DELETE /v1/streams/{stream_id}`

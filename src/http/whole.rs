@@ -184,6 +184,11 @@ impl Turns {
         Ok((log, share))
     }
 
+    /// Room for that user.
+    pub(super) fn room(&self, user: UserId) -> Room {
+        Room { held: self.held.clone(), user }
+    }
+
     /// A turn to read so much.
     async fn turn(&self, len: u64) -> Result<OwnedSemaphorePermit, Error> {
         turn_of(&self.reading, (len.min(READ_LEN_MAX) >> 10) as u32).await
@@ -225,6 +230,20 @@ async fn turn_of(places: &Arc<Semaphore>, many: u32) -> Result<OwnedSemaphorePer
 
 fn overloaded() -> Error {
     Error::new(Code::Overloaded, "Too much is being read. Try again in a moment.")
+}
+
+/// Where room is taken for what a user is sent that is not there yet.
+#[derive(Debug)]
+pub(super) struct Room {
+    held: Shares,
+    user: UserId,
+}
+
+impl Room {
+    /// A share of what is held, if there is so much.
+    pub(super) fn take(&self, len: usize) -> Option<Share> {
+        self.held.take(self.user, len)
+    }
 }
 
 /// The body of an answer. It has its share until it is sent, or given up.

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use super::chunk::{self, Chunk};
 use crate::event::Kind;
+use crate::text::discreet;
 
 /// How long the bytes around a text may be, and how often they may change before they are taken for different each time: some
 /// providers count in them, or pad them by chance.
@@ -22,12 +23,13 @@ pub struct Chunks {
 }
 
 /// What chunks have in common that say nothing but a text: all before it, with the quotation mark, and all behind it.
-#[derive(Debug)]
 struct Pattern {
     kind: Kind,
     before: Box<str>,
     after: Box<str>,
 }
+
+discreet!(Pattern { kind });
 
 impl Chunks {
     /// Reads the next one: what [`chunk::parse`] makes of it.

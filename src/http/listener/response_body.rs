@@ -19,12 +19,14 @@ const PIECE_LEN_MAX: usize = 16 << 10;
 pub(super) struct ResponseBody {
     body: Body,
     rest: Bytes,
+    /// Whether `rest` is of what was too long for one piece.
+    is_cut: bool,
     _in_flight: InFlight,
 }
 
 impl ResponseBody {
     pub(super) fn new(body: Body, in_flight: InFlight) -> Self {
-        Self { body, rest: Bytes::new(), _in_flight: in_flight }
+        Self { body, rest: Bytes::new(), is_cut: false, _in_flight: in_flight }
     }
 
     fn poll_piece(
@@ -35,11 +37,19 @@ impl ResponseBody {
             let polled = Pin::new(&mut self.body).poll_frame(context);
             let Poll::Ready(Some(Ok(frame))) = polled else { return polled };
             match frame.into_data() {
-                Ok(data) => self.rest = data,
+                Ok(data) => {
+                    self.is_cut = data.len() > PIECE_LEN_MAX;
+                    self.rest = data;
+                }
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
         }
         let piece = self.rest.split_to(self.rest.len().min(PIECE_LEN_MAX));
+        // A slice that waits in hyper would keep all that it is a slice of.
+        let piece = if self.is_cut { Bytes::copy_from_slice(&piece) } else { piece };
+        if self.rest.is_empty() {
+            self.rest = Bytes::new();
+        }
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }

@@ -111,6 +111,9 @@ impl Drop for Body {
         if self.framing == Framing::Over
             && let (Some(socket), Some(idle)) = (self.socket.take(), self.idle.take())
         {
+            // The next answer has first words again.
+            #[cfg(target_os = "linux")]
+            let _as_before = socket.set_quickack(true);
             idle.put(socket);
         }
     }

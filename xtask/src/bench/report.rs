@@ -16,15 +16,17 @@ const INTRODUCTION: &str = "\
 # Benchmarks
 
 Written by `cargo xtask bench`, which says in `xtask/src/bench/` what is done. A scripted provider sends tokens that carry
-the time at which they were sent, in chunks as OpenAI's are; the kernel notes when each arrives, for readers who look every
-other millisecond so as to leave the processors to what is measured. Between them are nginx
-(`proxy_buffering off`), nothing, or the relay doing all of its work: authenticating, limiting, keeping the journal, saving.
+the time at which they were sent, in chunks as OpenAI's are; the kernel notes when each arrives. Readers leave the processors
+to what is measured: of a hundred streams at most, tokens are timed, and those readers look every other millisecond, the others
+ten times a second. Between them are nginx (`proxy_buffering off`), nothing, or the relay doing all of its work: authenticating,
+limiting, keeping the journal, saving.
 All are processes on one machine. In each round every case is run once, in random order; a ratio is of two runs of one
 round, and what is told is the median of all rounds, with the least and the greatest in parentheses.
 
 - *CPU*: processor time of the process in the middle for each token that the provider sent, from the first request to the
   last end, by `/proc`.
-- *token*: how long a token is under way; *added*: the part of that which the direct connection does not need, by nginx's.
+- *token*: how long a token is under way once it was sent; where all streams begin at once, of those that come while all run. A
+  provider that gets no processor sends later, which shows in *tokens/s* alone; *added*: the part of that which the direct connection does not need, by nginx's.
 - *first*: from the request to the first token; the provider thinks for 20 ms of it. *over direct*: what of that the direct
   connection does not need. Streams begin all at the same moment if nothing else is said.
 - *memory*: resident at most; *each*: its growth over what was there before, by the number of streams.

@@ -55,7 +55,8 @@ pub(crate) struct Reading {
     pub(crate) tokens: u64,
     /// From the first request to the last end, in seconds.
     pub(crate) seconds: f64,
-    /// How long tokens were under way that came while all streams ran, in milliseconds; absent where that means nothing.
+    /// How long tokens were under way, in milliseconds; absent where that means nothing. Of streams that begin at once those that
+    /// came while all ran.
     pub(crate) p50: Option<f64>,
     pub(crate) p99: Option<f64>,
     /// From the request to its first token, in milliseconds.
@@ -162,14 +163,17 @@ async fn read_all(job: Job) -> Reading {
     }
     let mut all = Notes::default();
     let (mut firsts, mut wholes, mut failed) = (Vec::new(), Vec::new(), 0);
-    // What beginnings and ends cost is told by what else is told of them.
+    // Where all begin at once, what that costs is told by their first tokens. Where one begins after another, the others notice
+    // it, and it counts.
     let (mut from, mut to) = (0, u64::MAX);
     while let Some(notes) = readers.join_next().await {
         let panicked = || Notes { failure: Some("it panicked".to_owned()), ..Notes::default() };
         let notes = notes.unwrap_or_else(|_| panicked());
         all.tokens += notes.tokens;
         all.ages.extend(notes.ages);
-        (from, to) = (from.max(notes.first_at), to.min(notes.last_at));
+        if ramp_ms == 0 {
+            (from, to) = (from.max(notes.first_at), to.min(notes.last_at));
+        }
         firsts.extend(notes.first);
         wholes.extend(notes.whole);
         failed += usize::from(notes.failure.is_some());
