@@ -114,10 +114,10 @@ impl Counted {
         }
         // Whoever is so slow comes again, and goes on from there.
         let mut lent = self.log_share.iter().chain(&self.frame_share);
-        match lent.any(|lent| lent.until <= Instant::now()) {
-            true => Err(io::ErrorKind::TimedOut.into()),
-            false => Ok(()),
+        if lent.any(|lent| lent.until <= Instant::now()) {
+            return Err(io::ErrorKind::TimedOut.into());
         }
+        Ok(())
     }
 }
 
@@ -164,7 +164,8 @@ impl http_body::Body for EventStream {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
         let mut is_over = false;
-        while this.frame.len() < FRAME_LEN_MAX && !is_over {
+        // Behind a long frame nothing is put: it is to come to its end, and to give its room back.
+        while !this.is_cut && this.frame.len() < FRAME_LEN_MAX && !is_over {
             let frame = &mut this.frame;
             match this.follower.poll(context, |after, view| encode(frame, after.id(), &view)) {
                 Poll::Ready(has_event) => is_over = !has_event,
